@@ -1,0 +1,55 @@
+//! Time as one number, so that it fits an atomic.
+//!
+//! Cores take `now: Instant` and never read a clock. Inside they count nanoseconds from a fixed
+//! point, because an `Instant` cannot live in an `AtomicU64`.
+
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+/// Nanoseconds since a fixed point shortly before the first use in this process.
+///
+/// 64 bits hold 584 years. Instants before the fixed point count as zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Tick(pub(crate) u64);
+
+/// Room for tests and callers that hand in an `Instant` older than the first one seen.
+const HEADROOM: Duration = Duration::from_secs(3600);
+
+impl Tick {
+    pub(crate) fn at(now: Instant) -> Self {
+        static EPOCH: OnceLock<Instant> = OnceLock::new();
+        let epoch = EPOCH.get_or_init(|| now.checked_sub(HEADROOM).unwrap_or(now));
+        Self(nanos(now.saturating_duration_since(*epoch)))
+    }
+
+    pub(crate) fn plus(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(by)))
+    }
+
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// A duration in nanoseconds, capped at what 64 bits hold.
+pub(crate) fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extremes_saturate() {
+        let now = Instant::now();
+        assert_eq!(Tick::at(now).plus(Duration::MAX).0, u64::MAX);
+        assert_eq!(Tick(5).since(Tick(9)), Duration::ZERO);
+        let long_ago = now.checked_sub(Duration::from_secs(7200));
+        if let Some(then) = long_ago {
+            assert!(Tick::at(then) <= Tick::at(now));
+        }
+    }
+}

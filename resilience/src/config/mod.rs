@@ -1,0 +1,53 @@
+//! The words and units of every Selvedge configuration file.
+//!
+//! A bare number in a file is a riddle: seconds or milliseconds, percent or ratio? So durations,
+//! sizes, shares and rates are strings with units, each parsed in one place, printed back in the
+//! same form, and refused with the forms that are allowed.
+
+mod units;
+
+pub use units::{BackoffRange, BudgetSpec, ByteSize, Millis, Rate, Ratio, UnitError};
+
+/// A policy that cannot work: which field, what it says, what is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path} = {value} cannot work: {allowed}")]
+pub struct PolicyError {
+    /// The field's path in the document, as `retry.attempts`.
+    pub path: String,
+    /// The value given.
+    pub value: String,
+    /// What is allowed instead.
+    pub allowed: String,
+}
+
+impl PolicyError {
+    /// Names the field, the value it had and what it may be.
+    pub fn new(path: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            value: value.to_string(),
+            allowed: allowed.into(),
+        }
+    }
+
+    /// The same error seen from the document around it.
+    #[must_use]
+    pub fn within(mut self, parent: &str) -> Self {
+        self.path = format!("{parent}.{}", self.path);
+        self
+    }
+}
+
+/// `Err` with the field's path unless `ok`.
+pub(crate) fn ensure(
+    ok: bool,
+    path: &str,
+    value: impl ToString,
+    allowed: &str,
+) -> Result<(), PolicyError> {
+    if ok {
+        Ok(())
+    } else {
+        Err(PolicyError::new(path, value, allowed))
+    }
+}
