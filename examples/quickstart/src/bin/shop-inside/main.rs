@@ -1,0 +1,2 @@
+//! Two services of the shop with Selvedge inside. In the making.
+fn main() {}
