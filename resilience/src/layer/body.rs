@@ -1,0 +1,173 @@
+//! A response body that ends the call when it ends.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
+
+use super::{BoxError, CallGuard, Completes};
+use crate::outcome::{FailureClass, Outcome};
+
+pin_project! {
+    /// Completes the call's permits at its end, trailers, error or drop, whichever is first, and
+    /// cuts a body that outlives the call's deadline.
+    ///
+    /// A body that is empty from the start completes at once: hyper never polls such a body.
+    pub struct GuardedBody<B, G: Completes> {
+        #[pin]
+        inner: B,
+        guard: Option<CallGuard<G>>,
+        // What the head said; trailers may say otherwise.
+        outcome: Outcome,
+        deadline: Option<Instant>,
+        // Only for a body that keeps us waiting: most arrive together with their head.
+        timer: Option<Pin<Box<Sleep>>>,
+    }
+}
+
+/// Why a guarded body broke off. The message must then be cut, never ended as if complete.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The call's deadline passed.
+    Deadline,
+    /// The body itself failed.
+    Inner(BoxError),
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Deadline => f.write_str("the call's deadline passed before its body ended"),
+            Self::Inner(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Deadline => None,
+            Self::Inner(error) => error.source(),
+        }
+    }
+}
+
+impl<B: Body, G: Completes> GuardedBody<B, G> {
+    /// Guards `inner`; `outcome` is what the call comes to if its body ends well.
+    pub fn new(
+        inner: B,
+        mut guard: CallGuard<G>,
+        outcome: Outcome,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let guard = if inner.is_end_stream() {
+            guard.complete(outcome, None);
+            None
+        } else {
+            Some(guard)
+        };
+        Self {
+            inner,
+            guard,
+            outcome,
+            deadline,
+            timer: None,
+        }
+    }
+}
+
+fn end<G: Completes>(guard: &mut Option<CallGuard<G>>, outcome: Outcome) {
+    if let Some(mut guard) = guard.take() {
+        guard.complete(outcome, None);
+    }
+}
+
+/// What `grpc-status` in trailers makes of a call; `None` without one.
+///
+/// Source: gRPC status codes; 8 is "less, please", 1, 3, 5–7, 9–11 and 16 are the caller's affair.
+pub(super) fn grpc_outcome(headers: &HeaderMap) -> Option<Outcome> {
+    let code: u32 = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    Some(match code {
+        0 => Outcome::Success,
+        8 => Outcome::RateLimited,
+        4 => Outcome::Failure(FailureClass::Timeout),
+        2 | 12..=15 => Outcome::Failure(FailureClass::ServerError),
+        _ => Outcome::Ignored,
+    })
+}
+
+impl<B, G> Body for GuardedBody<B, G>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+    G: Completes,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.project();
+        match this.inner.poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(outcome) = frame.trailers_ref().and_then(grpc_outcome) {
+                    *this.outcome = outcome;
+                }
+                // Data that keeps dripping must not outlive the deadline either.
+                if this
+                    .deadline
+                    .is_some_and(|deadline| this.timer.is_some() && deadline <= Instant::now())
+                {
+                    end(this.guard, Outcome::Failure(FailureClass::Timeout));
+                    return Poll::Ready(Some(Err(BodyError::Deadline)));
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                end(this.guard, *this.outcome);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                end(this.guard, Outcome::Failure(FailureClass::Reset));
+                Poll::Ready(Some(Err(BodyError::Inner(error.into()))))
+            }
+            Poll::Pending => {
+                let Some(deadline) = *this.deadline else {
+                    return Poll::Pending;
+                };
+                let timer = this
+                    .timer
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                ready!(timer.as_mut().poll(cx));
+                end(this.guard, Outcome::Failure(FailureClass::Timeout));
+                Poll::Ready(Some(Err(BodyError::Deadline)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl<B: fmt::Debug, G: Completes> fmt::Debug for GuardedBody<B, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuardedBody")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,72 @@
+//! What a call holds while it runs, and gives back when its body has ended.
+
+use std::time::{Duration, Instant};
+
+use crate::{balance::Pick, breaker, bulkhead, outcome::Outcome};
+
+/// Something acquired for a call that wants to know how the call ended.
+pub trait Completes {
+    /// The call has ended. `retry_after`: what the callee asked for, if it did.
+    fn complete(self, outcome: Outcome, now: Instant, retry_after: Option<Duration>);
+}
+
+impl Completes for () {
+    fn complete(self, _: Outcome, _: Instant, _: Option<Duration>) {}
+}
+
+impl Completes for breaker::Permit {
+    fn complete(self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
+        self.complete_with(outcome, now, retry_after);
+    }
+}
+
+impl Completes for bulkhead::Permit {
+    fn complete(self, _: Outcome, _: Instant, _: Option<Duration>) {}
+}
+
+impl<K> Completes for Pick<K> {
+    fn complete(self, outcome: Outcome, now: Instant, _: Option<Duration>) {
+        Pick::complete(self, outcome, now);
+    }
+}
+
+impl<A: Completes, B: Completes, C: Completes> Completes for (A, B, C) {
+    fn complete(self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
+        self.0.complete(outcome, now, retry_after);
+        self.1.complete(outcome, now, retry_after);
+        self.2.complete(outcome, now, retry_after);
+    }
+}
+
+impl<G: Completes> Completes for Option<G> {
+    fn complete(self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
+        if let Some(guard) = self {
+            guard.complete(outcome, now, retry_after);
+        }
+    }
+}
+
+/// Holds permits until the call ends; dropped before that, the call was cancelled *now*, so that a
+/// hang which a timeout cut short is seen as one.
+#[derive(Debug)]
+pub struct CallGuard<G: Completes>(Option<G>);
+
+impl<G: Completes> CallGuard<G> {
+    /// Guards a call that begins.
+    pub fn new(held: G) -> Self {
+        Self(Some(held))
+    }
+
+    /// Ends the call. Later ends change nothing.
+    pub fn complete(&mut self, outcome: Outcome, retry_after: Option<Duration>) {
+        if let Some(held) = self.0.take() {
+            held.complete(outcome, tokio::time::Instant::now().into_std(), retry_after);
+        }
+    }
+}
+
+impl<G: Completes> Drop for CallGuard<G> {
+    fn drop(&mut self) {
+        self.complete(Outcome::Cancelled, None);
+    }
+}

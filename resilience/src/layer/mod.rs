@@ -1,0 +1,99 @@
+//! The policies as Tower layers: cores decide, these carry it out.
+//!
+//! | | for |
+//! |---|---|
+//! | [`BreakerLayer`], [`BulkheadLayer`], [`RateLimitLayer`] | one policy around any HTTP service |
+//! | [`TimeoutLayer`] | a total deadline, read from and written to the wire |
+//! | [`Stack`] | all of them towards one destination, in the order that works |
+//!
+//! # What all of them hold to
+//! - Permits are taken in `call`, never in `poll_ready`: an idle clone that was polled ready must
+//!   not hold a slot that a busy one waits for (tower's `ConcurrencyLimit` under `Balance`).
+//! - The readied service is used, by `mem::replace`; its clone waits for the next call.
+//! - A call is over when its *body* is: [`GuardedBody`] completes the permits at the end, at the
+//!   trailers, on an error or when dropped, whichever is first.
+//! - Errors are flat: every layer's error is [`Error`], however many are stacked.
+
+mod body;
+mod guard;
+mod policy_layer;
+mod replay;
+mod stack;
+mod timeout;
+mod transport;
+
+use std::fmt;
+
+pub use self::{
+    body::{BodyError, GuardedBody},
+    guard::{CallGuard, Completes},
+    policy_layer::{
+        Admission, BreakerLayer, BulkheadLayer, PolicyFuture, PolicyLayer, PolicyService,
+        RateLimitLayer,
+    },
+    replay::ReplayBody,
+    stack::{Attempt, Hook, Stack, StackLayer, StackService, StackStatus},
+    timeout::{TimeoutFuture, TimeoutLayer, TimeoutService},
+    transport::{ServiceTransport, Transport, TransportError},
+};
+use crate::outcome::Rejected;
+
+/// Any error that crosses threads.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a call through the layers has no answer.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error<E> {
+    /// A policy refused it, or its time was up.
+    Rejected(Rejected),
+    /// It was made, and failed.
+    Service(E),
+}
+
+impl<E> Error<E> {
+    /// The refusal, if a policy refused.
+    pub fn rejected(&self) -> Option<&Rejected> {
+        match self {
+            Self::Rejected(rejected) => Some(rejected),
+            Self::Service(_) => None,
+        }
+    }
+
+    /// Takes two levels to one: for stacking layers of this module on each other.
+    pub fn flat(nested: Error<Error<E>>) -> Self {
+        match nested {
+            Error::Rejected(rejected) | Error::Service(Error::Rejected(rejected)) => {
+                Self::Rejected(rejected)
+            }
+            Error::Service(Error::Service(error)) => Self::Service(error),
+        }
+    }
+}
+
+impl<E> From<Rejected> for Error<E> {
+    fn from(rejected: Rejected) -> Self {
+        Self::Rejected(rejected)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Error<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected(rejected) => rejected.fmt(f),
+            Self::Service(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: std::error::Error + 'static> std::error::Error for Error<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Rejected(_) => None,
+            Self::Service(error) => error.source(),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,597 @@
+//! All policies towards one destination, in the order that works.
+//!
+//! ```text
+//! total deadline → retry on a budget → each try: breaker → bulkhead → rate limit
+//!                                       → balancer + outlier → per-try timeout → transport
+//! ```
+//!
+//! Retry stands outside the breaker, so that every try counts and an open circuit ends the retries
+//! at once. The per-try timeout stands inside it, so that a hang is recorded as a failure. The
+//! total deadline stands outside retry, so that waiting is bounded too. The balancer is asked anew
+//! for each try, and not for the endpoint that has just failed.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, request::Parts};
+use http_body::Body;
+use tokio::time::Instant;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    CallGuard, Error, GuardedBody, ReplayBody, ServiceTransport, Transport, TransportError,
+    policy_layer::classify, replay::Replay,
+};
+use crate::{
+    TrafficPolicy,
+    balance::{Balancer, EndpointStatus, Key, Member, Pick},
+    breaker::{self, CircuitBreaker},
+    bulkhead::{self, Bulkhead},
+    config::{PolicyError, Rate},
+    context::deadline,
+    outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
+    rate_limit::RateLimit,
+    retry::{self, RetryConfig, backoff, budget::Budget},
+    rng::Rng,
+};
+
+/// The policies of one destination with their state. Clones share it; threads may too.
+#[derive(Debug)]
+pub struct Stack<K>(Arc<Shared<K>>);
+
+impl<K> Clone for Stack<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[derive(Debug)]
+struct Shared<K> {
+    policy: ArcSwap<TrafficPolicy>,
+    breaker: CircuitBreaker,
+    bulkhead: Bulkhead,
+    rate: RateLimit,
+    budget: Budget,
+    balancer: Balancer<K>,
+    rng: Rng,
+}
+
+/// One try, as a [`Hook`] sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a, K> {
+    /// 1 for the first.
+    pub number: u32,
+    /// Where it goes.
+    pub key: &'a K,
+}
+
+/// Looks on while a call is made: for spans, metrics, the access log. `()` looks away.
+pub trait Hook<K> {
+    /// A try begins; `head` is what the endpoint will see and may be added to.
+    fn started(&mut self, attempt: Attempt<'_, K>, head: &mut Parts) {
+        let _ = (attempt, head);
+    }
+    /// A try has its answer's head, or failed.
+    fn ended(&mut self, attempt: Attempt<'_, K>, outcome: Outcome) {
+        let _ = (attempt, outcome);
+    }
+}
+
+impl<K> Hook<K> for () {}
+
+impl<K, H: Hook<K>> Hook<K> for &mut H {
+    fn started(&mut self, attempt: Attempt<'_, K>, head: &mut Parts) {
+        (**self).started(attempt, head);
+    }
+    fn ended(&mut self, attempt: Attempt<'_, K>, outcome: Outcome) {
+        (**self).ended(attempt, outcome);
+    }
+}
+
+/// What a call in flight holds.
+type Held<K> = (Option<breaker::Permit>, Option<bulkhead::Permit>, Pick<K>);
+
+/// The answer of a stack: its body holds the call's permits.
+type Answer<K, RB> = Response<GuardedBody<RB, Held<K>>>;
+
+/// A destination's state as an operator sees it.
+#[derive(Debug, Clone)]
+pub struct StackStatus<K> {
+    /// The circuit, if there is one.
+    pub breaker: Option<breaker::Snapshot>,
+    /// Tries under way and the limit, if there is one.
+    pub bulkhead: Option<(u32, u32)>,
+    /// Retries that the budget would pay for, if there are any.
+    pub retry_balance: Option<u64>,
+    /// Retries made, and those that the budget refused.
+    pub retries: (u64, u64),
+    /// Ejections made, and those that the maximum share did not allow.
+    pub ejections: (u64, u64),
+    /// Every endpoint.
+    pub endpoints: Vec<EndpointStatus<K>>,
+}
+
+/// What the bulkhead and rate limit hold when the policy has none; never consulted then.
+const NO_LIMIT: u32 = u32::MAX;
+const NO_RATE: Rate = Rate {
+    count: 1,
+    per: Duration::from_secs(1),
+    burst: 1,
+};
+
+impl<K: Key> Stack<K> {
+    /// The policies of a destination that has no endpoints yet.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if the policy cannot work.
+    pub fn new(policy: TrafficPolicy) -> Result<Self, PolicyError> {
+        Self::with_rng(policy, Rng::from_entropy())
+    }
+
+    /// The same with a source of chance that a test can replay.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_rng(policy: TrafficPolicy, rng: Rng) -> Result<Self, PolicyError> {
+        policy.validate()?;
+        Ok(Self(Arc::new(Shared {
+            breaker: CircuitBreaker::new(policy.breaker.clone().unwrap_or_default())?,
+            bulkhead: Bulkhead::new(policy.bulkhead.unwrap_or(NO_LIMIT)),
+            rate: RateLimit::new(policy.rate_limit.unwrap_or(NO_RATE)),
+            budget: Budget::new(policy.retry.clone().unwrap_or_default().budget)?,
+            balancer: Balancer::new(policy.outlier.clone(), Rng::new(rng.next_u64()))?,
+            policy: ArcSwap::from_pointee(policy),
+            rng,
+        })))
+    }
+
+    /// Takes a new policy at once. Circuit, budget, limits and verdicts keep their state.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if it cannot work; nothing changes then.
+    pub fn reconfigure(&self, policy: TrafficPolicy) -> Result<(), PolicyError> {
+        policy.validate()?;
+        let shared = &self.0;
+        shared
+            .breaker
+            .reconfigure(policy.breaker.clone().unwrap_or_default())?;
+        shared
+            .bulkhead
+            .reconfigure(policy.bulkhead.unwrap_or(NO_LIMIT));
+        if let Some(rate) = policy.rate_limit {
+            shared.rate.reconfigure(rate, Instant::now().into_std());
+        }
+        shared
+            .budget
+            .reconfigure(policy.retry.clone().unwrap_or_default().budget)?;
+        shared.balancer.reconfigure(policy.outlier.clone())?;
+        shared.policy.store(Arc::new(policy));
+        Ok(())
+    }
+
+    /// Replaces the endpoints; what is known of those that stay is kept.
+    pub fn set_members(&self, members: impl IntoIterator<Item = Member<K>>) {
+        self.0.balancer.set_members(members);
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<TrafficPolicy> {
+        self.0.policy.load_full()
+    }
+
+    /// The circuit, for an operator's hand.
+    pub fn breaker(&self) -> &CircuitBreaker {
+        &self.0.breaker
+    }
+
+    /// Who takes the calls.
+    pub fn balancer(&self) -> &Balancer<K> {
+        &self.0.balancer
+    }
+
+    /// State and counters now.
+    pub fn status(&self) -> StackStatus<K> {
+        let (shared, now) = (&self.0, Instant::now().into_std());
+        let policy = shared.policy.load();
+        StackStatus {
+            breaker: policy
+                .breaker
+                .is_some()
+                .then(|| shared.breaker.snapshot(now)),
+            bulkhead: policy
+                .bulkhead
+                .map(|limit| (shared.bulkhead.in_flight(), limit)),
+            retry_balance: policy.retry.is_some().then(|| shared.budget.balance(now)),
+            retries: shared.budget.counts(),
+            ejections: shared.balancer.ejections(),
+            endpoints: shared.balancer.status(now),
+        }
+    }
+
+    /// Makes one call.
+    ///
+    /// Resolves with the head of the answer: the callee's own, also where it is an error that no
+    /// retry could better. The call's permits live in the answer's body.
+    ///
+    /// Cancel-safe: dropping the future cancels the try under way and gives everything back.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] if a policy refused the call or its time was up; [`Error::Service`] with
+    /// the last try's error otherwise.
+    pub async fn call<B, T, H>(
+        &self,
+        transport: &T,
+        request: Request<B>,
+        mut hook: H,
+    ) -> Result<Answer<K, T::Body>, Error<T::Error>>
+    where
+        B: Body<Data = Bytes> + Unpin + Send,
+        T: Transport<K, B>,
+        H: Hook<K>,
+    {
+        let policy = self.0.policy.load_full();
+        let start = Instant::now();
+        let deadline = total_deadline(&policy, request.headers(), start)?;
+        let (head, body) = request.into_parts();
+        let retry = policy.retry.as_ref().filter(|retry| retry.attempts > 0);
+        if retry.is_some() {
+            self.0.budget.deposit(start.into_std());
+        }
+        let mut body = Replay::new(body, retry.map_or(0, |retry| retry.replay.as_usize()));
+        let mut head = Some(head);
+        let mut number = 1;
+        let mut avoid: Option<K> = None;
+        loop {
+            let last = retry.is_none_or(|retry| number > retry.attempts);
+            let mut parts = match &head {
+                Some(kept) if !last => copy(kept),
+                _ => head.take().expect("only the last try takes the head"),
+            };
+            let view = body.view().expect("checked before each retry");
+            let mut call = self.admit(&policy, avoid.as_ref())?;
+            hook.started(
+                Attempt {
+                    number,
+                    key: call.key(),
+                },
+                &mut parts,
+            );
+            if let Some(deadline) = deadline {
+                deadline::inject(
+                    &mut parts.headers,
+                    deadline.saturating_duration_since(Instant::now()),
+                );
+            }
+            let result = self
+                .attempt(&policy, transport, &call, parts, view, deadline)
+                .await;
+            let verdict = Verdict::of(&result, retry);
+            hook.ended(
+                Attempt {
+                    number,
+                    key: call.key(),
+                },
+                verdict.outcome,
+            );
+            if let (Some(retry), false) = (retry, last) {
+                let key = call.key().clone();
+                if let Some(wait) = self.may_retry(
+                    retry,
+                    &verdict,
+                    head.as_ref(),
+                    &body,
+                    number,
+                    deadline,
+                    &result,
+                ) {
+                    call.end(verdict.outcome, verdict.retry_after);
+                    drop(result);
+                    if !wait.is_zero() {
+                        tokio::time::sleep(wait).await;
+                    }
+                    avoid = Some(key);
+                    number += 1;
+                    continue;
+                }
+            }
+            return call.finish(result, verdict, deadline);
+        }
+    }
+
+    /// Asks every policy that a try must pass.
+    fn admit(&self, policy: &TrafficPolicy, avoid: Option<&K>) -> Result<Admitted<K>, Rejected> {
+        let (shared, now) = (&self.0, Instant::now().into_std());
+        let breaker = match &policy.breaker {
+            Some(_) => Some(shared.breaker.try_acquire(now)?),
+            None => None,
+        };
+        // What is acquired so far goes back by itself where a later policy refuses; a cancelled
+        // try says nothing about the callee's health.
+        let bulkhead = match policy.bulkhead {
+            Some(_) => Some(shared.bulkhead.try_acquire()?),
+            None => None,
+        };
+        if policy.rate_limit.is_some() {
+            shared.rate.try_acquire(now)?;
+        }
+        let pick = shared.balancer.pick(now, avoid)?;
+        Ok(Admitted {
+            key: pick.key().clone(),
+            guard: CallGuard::new((breaker, bulkhead, pick)),
+        })
+    }
+
+    async fn attempt<B, T>(
+        &self,
+        policy: &TrafficPolicy,
+        transport: &T,
+        call: &Admitted<K>,
+        parts: Parts,
+        body: ReplayBody<B>,
+        deadline: Option<Instant>,
+    ) -> Result<Response<T::Body>, Error<T::Error>>
+    where
+        T: Transport<K, B>,
+    {
+        let sent = transport.send(call.key(), Request::from_parts(parts, body));
+        let per_try = policy
+            .timeouts
+            .backend_request
+            .map(|limit| Instant::now() + limit.0);
+        let until = match (per_try, deadline) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (one, other) => one.or(other),
+        };
+        let result = match until {
+            Some(until) => tokio::time::timeout_at(until, sent)
+                .await
+                .map_err(|_| Rejected::new(Policy::Deadline, Reason::Elapsed))?,
+            None => sent.await,
+        };
+        result.map_err(Error::Service)
+    }
+
+    /// How long to wait before the next try, or that there is none.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one of the conditions of a retry"
+    )]
+    fn may_retry<B, RB, E>(
+        &self,
+        retry: &RetryConfig,
+        verdict: &Verdict,
+        head: Option<&Parts>,
+        body: &Replay<B>,
+        number: u32,
+        deadline: Option<Instant>,
+        result: &Result<Response<RB>, Error<E>>,
+    ) -> Option<Duration>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let safe =
+            verdict.unprocessed || head.is_some_and(|head| retry.retries_method(&head.method));
+        if !verdict.worth_a_retry || !safe || !body.can_replay() {
+            return None;
+        }
+        let now = Instant::now();
+        // Nothing was processed and another endpoint may be there: no reason to wait.
+        let mut wait = match (result, number) {
+            (Err(_), 1) if verdict.unprocessed => Duration::ZERO,
+            _ => backoff::full_jitter(retry.backoff, number - 1, &self.0.rng),
+        };
+        wait = wait.max(verdict.retry_after.unwrap_or_default());
+        // Never sleep past the deadline: the answer at hand is the better one.
+        if deadline.is_some_and(|deadline| now + wait >= deadline) {
+            return None;
+        }
+        self.0.budget.try_withdraw(now.into_std()).ok()?;
+        Some(wait)
+    }
+}
+
+/// When the call must be over: the policy's word or the caller's, whichever is earlier.
+fn total_deadline(
+    policy: &TrafficPolicy,
+    headers: &HeaderMap,
+    now: Instant,
+) -> Result<Option<Instant>, Rejected> {
+    let left = match (policy.timeouts.total(), deadline::extract(headers)) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, other) => one.or(other),
+    };
+    match left {
+        Some(left) if left.is_zero() => Err(Rejected::new(Policy::Deadline, Reason::Expired)),
+        // Further than the clock goes is for ever.
+        Some(left) => Ok(now.checked_add(left)),
+        None => Ok(None),
+    }
+}
+
+/// The head for a try that may not be the last. Extensions stay behind: a connection's upgrade can
+/// be handed on only once, with the try that keeps the head itself.
+fn copy(head: &Parts) -> Parts {
+    let (mut copy, ()) = Request::new(()).into_parts();
+    copy.method = head.method.clone();
+    copy.uri = head.uri.clone();
+    copy.version = head.version;
+    copy.headers = head.headers.clone();
+    copy
+}
+
+/// A try that every policy has let through.
+struct Admitted<K: Key> {
+    key: K,
+    guard: CallGuard<Held<K>>,
+}
+
+impl<K: Key> Admitted<K> {
+    fn key(&self) -> &K {
+        &self.key
+    }
+
+    fn end(&mut self, outcome: Outcome, retry_after: Option<Duration>) {
+        self.guard.complete(outcome, retry_after);
+    }
+
+    /// Hands the permits to the answer's body, or ends the call with its error.
+    fn finish<RB, E>(
+        mut self,
+        result: Result<Response<RB>, Error<E>>,
+        verdict: Verdict,
+        deadline: Option<Instant>,
+    ) -> Result<Answer<K, RB>, Error<E>>
+    where
+        RB: Body<Data = Bytes>,
+    {
+        match result {
+            Ok(response) => {
+                if verdict.retry_after.is_some() {
+                    self.end(verdict.outcome, verdict.retry_after);
+                }
+                Ok(response
+                    .map(|body| GuardedBody::new(body, self.guard, verdict.outcome, deadline)))
+            }
+            Err(error) => {
+                self.end(verdict.outcome, None);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What a try's result means.
+struct Verdict {
+    outcome: Outcome,
+    worth_a_retry: bool,
+    unprocessed: bool,
+    retry_after: Option<Duration>,
+}
+
+impl Verdict {
+    fn of<RB, E: TransportError>(
+        result: &Result<Response<RB>, Error<E>>,
+        retry: Option<&RetryConfig>,
+    ) -> Self {
+        let plain = |outcome| Self {
+            outcome,
+            worth_a_retry: false,
+            unprocessed: false,
+            retry_after: None,
+        };
+        match result {
+            Ok(response) => {
+                let status = response.status();
+                let max = retry.map_or(Duration::ZERO, |retry| retry.retry_after_max.0);
+                Self {
+                    worth_a_retry: retry.is_some_and(|retry| retry.retries_status(status)),
+                    retry_after: status
+                        .is_server_error()
+                        .then(|| {
+                            retry::retry_after(status, response.headers(), SystemTime::now(), max)
+                        })
+                        .flatten(),
+                    ..plain(classify(response))
+                }
+            }
+            // Only a deadline ends a try that was admitted.
+            Err(Error::Rejected(_)) => Self {
+                worth_a_retry: true,
+                ..plain(Outcome::Failure(FailureClass::Timeout))
+            },
+            Err(Error::Service(error)) if error.is_callers_fault() => plain(Outcome::Cancelled),
+            Err(Error::Service(error)) => Self {
+                worth_a_retry: true,
+                unprocessed: error.is_unprocessed(),
+                ..plain(Outcome::Failure(error.class()))
+            },
+        }
+    }
+}
+
+impl Stack<()> {
+    /// A Tower layer for a client that reaches its destination by itself.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if the policy cannot work.
+    pub fn layer(policy: TrafficPolicy) -> Result<StackLayer, PolicyError> {
+        let stack = Self::new(policy)?;
+        stack.set_members([Member::new(())]);
+        Ok(StackLayer { stack })
+    }
+}
+
+/// Wraps a client service in a [`Stack`] of its own.
+#[derive(Debug, Clone)]
+pub struct StackLayer {
+    stack: Stack<()>,
+}
+
+impl StackLayer {
+    /// The policies' state: to read it, to reconfigure it.
+    pub fn stack(&self) -> &Stack<()> {
+        &self.stack
+    }
+}
+
+/// Leaves the request as it is: there is one destination.
+type NoAim<B> = fn(&(), &mut Request<ReplayBody<B>>);
+
+impl<S> Layer<S> for StackLayer {
+    type Service = StackService<S>;
+    fn layer(&self, inner: S) -> StackService<S> {
+        StackService {
+            stack: self.stack.clone(),
+            inner,
+        }
+    }
+}
+
+/// See [`StackLayer`].
+#[derive(Debug, Clone)]
+pub struct StackService<S> {
+    stack: Stack<()>,
+    inner: S,
+}
+
+impl<S, B, RB> Service<Request<B>> for StackService<S>
+where
+    B: Body<Data = Bytes> + Unpin + Send + 'static,
+    S: Service<Request<ReplayBody<B>>, Response = Response<RB>> + Clone + Send + Sync + 'static,
+    S::Error: Into<super::BoxError> + Send,
+    S::Future: Send,
+    RB: Body<Data = Bytes> + Send + 'static,
+{
+    type Response = Answer<(), RB>;
+    type Error = Error<super::BoxError>;
+    /// One allocation a call: this is the convenience for clients, where a call costs a round
+    /// trip. The proxies call [`Stack::call`] and pay none.
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // Each try readies a clone of its own: a slot held here would be held by idle clones.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let stack = self.stack.clone();
+        let aim: NoAim<B> = |(), _| ();
+        let transport = ServiceTransport::new(self.inner.clone(), aim);
+        Box::pin(async move { stack.call(&transport, request, ()).await })
+    }
+}
+
+impl<K: Key> fmt::Debug for Admitted<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admitted").finish_non_exhaustive()
+    }
+}

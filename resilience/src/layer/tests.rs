@@ -1,0 +1,460 @@
+//! The stack and its layers over a scripted transport, in paused time.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use parking_lot::Mutex;
+use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+
+use super::*;
+use crate::{
+    FailureClass, Outcome, Policy, Reason, TrafficPolicy, balance::Member, breaker::State,
+    bulkhead::Bulkhead,
+};
+
+/// What a try comes to.
+#[derive(Clone)]
+enum Try {
+    Answer(u16),
+    Fails(Failure),
+    Hangs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Failure {
+    Refused,
+    Reset,
+    Caller,
+}
+
+impl TransportError for Failure {
+    fn class(&self) -> FailureClass {
+        match self {
+            Self::Refused => FailureClass::Connect,
+            Self::Reset | Self::Caller => FailureClass::Reset,
+        }
+    }
+    fn is_callers_fault(&self) -> bool {
+        *self == Self::Caller
+    }
+}
+
+#[derive(Default)]
+struct Script {
+    tries: Mutex<VecDeque<Try>>,
+    seen: Mutex<Vec<(u32, Bytes)>>,
+}
+
+impl Transport<u32, Full<Bytes>> for Script {
+    type Body = Full<Bytes>;
+    type Error = Failure;
+
+    async fn send(
+        &self,
+        key: &u32,
+        request: Request<ReplayBody<Full<Bytes>>>,
+    ) -> Result<Response<Full<Bytes>>, Failure> {
+        let next = self.tries.lock().pop_front().unwrap_or(Try::Answer(200));
+        if !matches!(next, Try::Fails(Failure::Refused)) {
+            let body = request
+                .into_body()
+                .collect()
+                .await
+                .expect("infallible")
+                .to_bytes();
+            self.seen.lock().push((*key, body));
+        }
+        match next {
+            Try::Answer(status) => Ok(Response::builder()
+                .status(status)
+                .body(Full::from(format!("answer {status}")))
+                .expect("valid")),
+            Try::Fails(failure) => Err(failure),
+            Try::Hangs => std::future::pending().await,
+        }
+    }
+}
+
+fn policy(text: &str) -> TrafficPolicy {
+    toml::from_str(text).expect("parses")
+}
+
+fn stack(text: &str, members: u32) -> Stack<u32> {
+    let stack = Stack::with_rng(policy(text), crate::Rng::new(9)).expect("valid");
+    stack.set_members((0..members).map(Member::new));
+    stack
+}
+
+fn script(tries: &[Try]) -> Script {
+    Script {
+        tries: Mutex::new(tries.iter().cloned().collect()),
+        seen: Mutex::default(),
+    }
+}
+
+fn request(method: Method, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    Request::builder()
+        .method(method)
+        .uri("/")
+        .body(Full::new(body.into()))
+        .expect("valid")
+}
+
+async fn status(
+    stack: &Stack<u32>,
+    script: &Script,
+    method: Method,
+    body: impl Into<Bytes>,
+) -> Result<u16, Error<Failure>> {
+    let answer = stack.call(script, request(method, body), ()).await?;
+    let status = answer.status().as_u16();
+    answer.into_body().collect().await.expect("body");
+    Ok(status)
+}
+
+const RETRY: &str = r#"retry = { attempts = 3, codes = [500], budget = "100% min 10/s" }"#;
+
+#[tokio::test(start_paused = true)]
+async fn t2_retries_on_listed_statuses_and_the_last_answer_is_the_callees_own() {
+    let (s, ok) = (stack(RETRY, 1), Try::Answer(200));
+    let twice = script(&[Try::Answer(500), Try::Answer(500), ok]);
+    assert_eq!(
+        status(&s, &twice, Method::GET, "").await.expect("answer"),
+        200
+    );
+    assert_eq!(twice.seen.lock().len(), 3);
+    let always = script(&[const { Try::Answer(500) }; 9]);
+    let answer = s
+        .call(&always, request(Method::GET, ""), ())
+        .await
+        .expect("the callee's own");
+    assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(
+        answer.into_body().collect().await.expect("body").to_bytes(),
+        "answer 500"
+    );
+    assert_eq!(always.seen.lock().len(), 4);
+    let unlisted = script(&[Try::Answer(503)]);
+    assert_eq!(
+        status(&s, &unlisted, Method::GET, "")
+            .await
+            .expect("answer"),
+        503
+    );
+    assert_eq!(unlisted.seen.lock().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn t3_a_refused_connection_is_tried_elsewhere_whatever_the_method() {
+    let s = stack(RETRY, 2);
+    for _ in 0..20 {
+        let one_dead = script(&[Try::Fails(Failure::Refused)]);
+        assert_eq!(
+            status(&s, &one_dead, Method::POST, "x")
+                .await
+                .expect("answer"),
+            200
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn t4_what_may_have_been_processed_is_repeated_only_if_idempotent_and_replayable() {
+    let s = stack(RETRY, 2);
+    let reset = || script(&[Try::Fails(Failure::Reset)]);
+    assert!(status(&s, &reset(), Method::POST, "x").await.is_err());
+    assert_eq!(
+        status(&s, &reset(), Method::PUT, "x")
+            .await
+            .expect("answer"),
+        200
+    );
+    let opted_in = stack(
+        &RETRY.replace("attempts", "non_idempotent = true, attempts"),
+        2,
+    );
+    assert_eq!(
+        status(&opted_in, &reset(), Method::POST, "x")
+            .await
+            .expect("answer"),
+        200
+    );
+
+    let (fits, too_long) = (vec![7u8; 64 << 10], vec![7u8; (64 << 10) + 1]);
+    let replayed = reset();
+    assert_eq!(
+        status(&s, &replayed, Method::PUT, fits.clone())
+            .await
+            .expect("answer"),
+        200
+    );
+    assert!(
+        replayed.seen.lock().iter().all(|(_, body)| *body == fits),
+        "byte-identical"
+    );
+    assert_eq!(replayed.seen.lock().len(), 2);
+    assert!(
+        status(&s, &reset(), Method::PUT, too_long).await.is_err(),
+        "final"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn t5_the_budget_bounds_what_retries_add() {
+    let s = stack(
+        r#"retry = { attempts = 3, codes = [503], budget = "20% min 3/s" }"#,
+        3,
+    );
+    let failing = script(&vec![Try::Answer(503); 5000]);
+    for _ in 0..1000 {
+        assert_eq!(
+            status(&s, &failing, Method::GET, "").await.expect("answer"),
+            503
+        );
+    }
+    let tries = failing.seen.lock().len();
+    // The floor is 3/s for as long as it took (paused time: backoff alone) plus one window of it.
+    assert!(
+        (1200..=1300).contains(&tries),
+        "{tries} tries for 1000 calls"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn t6_an_open_circuit_refuses_at_once_and_says_when_to_come_back() {
+    let s = stack("breaker = { consecutive = 2 }", 1);
+    let failing = script(&[const { Try::Answer(500) }; 2]);
+    for _ in 0..2 {
+        status(&s, &failing, Method::GET, "").await.expect("answer");
+    }
+    assert_eq!(s.breaker().state(), State::Open);
+    let error = status(&s, &failing, Method::GET, "")
+        .await
+        .expect_err("open");
+    let rejected = error.rejected().expect("refused");
+    assert_eq!(
+        (rejected.policy, rejected.reason),
+        (Policy::Breaker, Reason::Open)
+    );
+    assert!(rejected.retry_after.expect("says when") <= Duration::from_secs(5));
+    assert_eq!(
+        failing.seen.lock().len(),
+        2,
+        "no third try reached the callee"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn t1_a_hang_is_cut_at_the_try_and_at_the_total_and_counts_as_a_failure() {
+    let s = stack(
+        r#"timeouts = { request = "500ms", backendRequest = "200ms" }
+           breaker = { consecutive = 3 }
+           retry = { attempts = 5, backoff = "1ms", budget = "1000% min 10/s" }"#,
+        1,
+    );
+    let start = tokio::time::Instant::now();
+    let hanging = script(&[const { Try::Hangs }; 9]);
+    let error = status(&s, &hanging, Method::GET, "")
+        .await
+        .expect_err("nobody answers");
+    assert_eq!(error.rejected().expect("refused").policy, Policy::Deadline);
+    assert_eq!(start.elapsed(), Duration::from_millis(500));
+    assert_eq!(hanging.seen.lock().len(), 3);
+    assert_eq!(s.breaker().state(), State::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callers_own_deadline_is_kept_and_an_expired_call_is_not_made() {
+    let s = stack("", 1);
+    let call = |ms: &str| {
+        let mut request = request(Method::GET, "");
+        request
+            .headers_mut()
+            .insert("grpc-timeout", ms.parse().expect("value"));
+        request
+    };
+    let start = tokio::time::Instant::now();
+    let hanging = script(&[Try::Hangs]);
+    s.call(&hanging, call("100m"), ()).await.expect_err("late");
+    assert_eq!(start.elapsed(), Duration::from_millis(100));
+    let untouched = script(&[]);
+    let error = s
+        .call(&untouched, call("0m"), ())
+        .await
+        .expect_err("expired");
+    assert_eq!(error.rejected().expect("refused").reason, Reason::Expired);
+    assert!(untouched.seen.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callers_broken_body_is_neither_retried_nor_held_against_the_endpoint() {
+    let s = stack(&format!("{RETRY}\nbreaker = {{ consecutive = 1 }}"), 2);
+    let broken = script(&[Try::Fails(Failure::Caller)]);
+    assert!(status(&s, &broken, Method::PUT, "x").await.is_err());
+    assert_eq!(broken.seen.lock().len(), 1);
+    assert_eq!(s.breaker().state(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn permits_live_as_long_as_the_body_and_go_back_when_it_is_dropped() {
+    let s = stack("bulkhead = 1", 1);
+    let ok = script(&[]);
+    let answer = s
+        .call(&ok, request(Method::GET, ""), ())
+        .await
+        .expect("answer");
+    let error = status(&s, &ok, Method::GET, "").await.expect_err("full");
+    assert_eq!(error.rejected().expect("refused").policy, Policy::Bulkhead);
+    drop(answer);
+    assert!(status(&s, &ok, Method::GET, "").await.is_ok());
+    assert_eq!(s.status().bulkhead, Some((0, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_dropped_at_any_point_leaves_nothing_behind() {
+    let s = stack(
+        &format!("{RETRY}\nbulkhead = 5\ntimeouts = {{ request = \"1s\" }}"),
+        2,
+    );
+    let hanging = script(&[Try::Answer(500), Try::Hangs]);
+    for ms in [0, 1, 10, 200] {
+        let call = status(&s, &hanging, Method::GET, "");
+        let _cut = tokio::time::timeout(Duration::from_millis(ms), call).await;
+    }
+    let left = s.status();
+    assert_eq!(left.bulkhead, Some((0, 5)));
+    assert_eq!(left.endpoints.iter().map(|e| e.pending).sum::<u32>(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_policy_keeps_the_state() {
+    let s = stack("breaker = { consecutive = 1 }", 1);
+    status(&s, &script(&[Try::Answer(500)]), Method::GET, "")
+        .await
+        .expect("answer");
+    s.reconfigure(policy("breaker = { consecutive = 9 }\nbulkhead = 3"))
+        .expect("valid");
+    assert_eq!(s.breaker().state(), State::Open);
+    assert!(s.reconfigure(policy("bulkhead = 0")).is_err());
+    assert_eq!(s.policy().bulkhead, Some(3), "a bad policy changes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_see_every_try() {
+    #[derive(Default)]
+    struct Log(Vec<(u32, Option<Outcome>)>);
+    impl Hook<u32> for Log {
+        fn started(&mut self, attempt: Attempt<'_, u32>, _: &mut http::request::Parts) {
+            self.0.push((attempt.number, None));
+        }
+        fn ended(&mut self, attempt: Attempt<'_, u32>, outcome: Outcome) {
+            self.0.push((attempt.number, Some(outcome)));
+        }
+    }
+    let mut log = Log::default();
+    let once = script(&[Try::Fails(Failure::Refused)]);
+    stack(RETRY, 2)
+        .call(&once, request(Method::GET, ""), &mut log)
+        .await
+        .expect("answer");
+    let refused = Outcome::Failure(FailureClass::Connect);
+    let ok = Some(Outcome::Success);
+    assert_eq!(log.0, [(1, None), (1, Some(refused)), (2, None), (2, ok)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_stack_around_any_service_and_clones_share_one_core() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&calls);
+    let bulkhead = Bulkhead::new(1);
+    let service = ServiceBuilder::new()
+        .layer(BulkheadLayer::new(bulkhead.clone()))
+        .layer(TimeoutLayer::new(Duration::from_secs(1)))
+        .service(service_fn(move |_: Request<()>| {
+            count.fetch_add(1, Ordering::Relaxed);
+            async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("hello"))) }
+        }));
+    // Ready, idle clones hold nothing.
+    let mut idle = service.clone();
+    idle.ready().await.expect("ready");
+    let first = service
+        .clone()
+        .oneshot(Request::new(()))
+        .await
+        .expect("answer");
+    let refused = service
+        .clone()
+        .oneshot(Request::new(()))
+        .await
+        .map_err(Error::flat);
+    assert!(refused.expect_err("full").rejected().is_some());
+    assert_eq!(
+        first.into_body().collect().await.expect("body").to_bytes(),
+        "hello"
+    );
+    assert_eq!(
+        (bulkhead.in_flight(), calls.load(Ordering::Relaxed)),
+        (0, 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_gets_the_whole_stack_as_one_layer() {
+    let layer = Stack::layer(policy(RETRY)).expect("valid");
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&calls);
+    let client = layer.layer(service_fn(move |_: Request<ReplayBody<Full<Bytes>>>| {
+        let status = if count.fetch_add(1, Ordering::Relaxed) == 0 {
+            500
+        } else {
+            200
+        };
+        async move {
+            Ok::<_, BoxError>(
+                Response::builder()
+                    .status(status)
+                    .body(Full::<Bytes>::from("x"))
+                    .expect("valid"),
+            )
+        }
+    }));
+    let answer = client
+        .oneshot(request(Method::GET, ""))
+        .await
+        .expect("answer");
+    assert_eq!(
+        (answer.status().as_u16(), calls.load(Ordering::Relaxed)),
+        (200, 2)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_outlives_the_deadline_is_cut_not_completed() {
+    let drip = http_body_util::StreamBody::new(futures_util::stream::unfold(0, |n| async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Some((
+            Ok::<_, BoxError>(http_body::Frame::data(Bytes::from_static(b"."))),
+            n + 1,
+        ))
+    }));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+    let body = GuardedBody::new(
+        Box::pin(drip),
+        CallGuard::new(()),
+        Outcome::Success,
+        Some(deadline),
+    );
+    let error = body.collect().await.expect_err("cut");
+    assert!(matches!(error, BodyError::Deadline), "{error}");
+    assert_eq!(tokio::time::Instant::now(), deadline);
+}

@@ -1,0 +1,102 @@
+//! What is below the stack: something that takes a request to one endpoint.
+
+use std::{fmt, future::Future};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use super::{BoxError, ReplayBody};
+use crate::outcome::FailureClass;
+
+/// Takes a request to the endpoint that the balancer picked.
+pub trait Transport<K, B> {
+    /// The body of an answer.
+    type Body: Body<Data = Bytes>;
+    /// Why there is none.
+    type Error: TransportError;
+
+    /// Sends `request` to `key`; resolves with the head of the answer.
+    ///
+    /// Dropping the future cancels the request.
+    fn send(
+        &self,
+        key: &K,
+        request: Request<ReplayBody<B>>,
+    ) -> impl Future<Output = Result<Response<Self::Body>, Self::Error>> + Send;
+}
+
+/// What a policy needs to know of a failed try.
+pub trait TransportError {
+    /// What kind of failure it was.
+    fn class(&self) -> FailureClass;
+
+    /// Whether the callee cannot have processed the request: it was never sent, or was refused
+    /// unprocessed. Such a try may always be repeated, whatever its method.
+    fn is_unprocessed(&self) -> bool {
+        self.class() == FailureClass::Connect
+    }
+
+    /// Whether the *caller's* side broke (its body failed): no fault of the endpoint, no retry.
+    fn is_callers_fault(&self) -> bool {
+        false
+    }
+}
+
+impl TransportError for BoxError {
+    fn class(&self) -> FailureClass {
+        FailureClass::Other
+    }
+}
+
+/// Any Tower service as a transport: a hyper client, a tonic channel, axum's router in a test.
+///
+/// `aim` points a request at the endpoint that was picked, usually by rewriting its URI.
+#[derive(Clone)]
+pub struct ServiceTransport<S, F> {
+    service: S,
+    aim: F,
+}
+
+impl<S, F> ServiceTransport<S, F> {
+    /// `service` must be cheap to clone, as clients are.
+    pub fn new(service: S, aim: F) -> Self {
+        Self { service, aim }
+    }
+}
+
+impl<S: fmt::Debug, F> fmt::Debug for ServiceTransport<S, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceTransport")
+            .field("service", &self.service)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K, B, RB, S, F> Transport<K, B> for ServiceTransport<S, F>
+where
+    S: Service<Request<ReplayBody<B>>, Response = Response<RB>> + Clone + Send + Sync,
+    S::Error: Into<BoxError> + Send,
+    S::Future: Send,
+    RB: Body<Data = Bytes>,
+    F: Fn(&K, &mut Request<ReplayBody<B>>) + Sync,
+    K: Sync,
+    B: Send,
+{
+    type Body = RB;
+    type Error = BoxError;
+
+    async fn send(
+        &self,
+        key: &K,
+        mut request: Request<ReplayBody<B>>,
+    ) -> Result<Response<RB>, BoxError> {
+        (self.aim)(key, &mut request);
+        let mut service = self.service.clone();
+        std::future::poll_fn(|cx| service.poll_ready(cx))
+            .await
+            .map_err(Into::into)?;
+        service.call(request).await.map_err(Into::into)
+    }
+}

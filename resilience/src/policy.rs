@@ -1,0 +1,195 @@
+//! The traffic policy: one document that a library, a sidecar and a gateway enforce alike.
+//!
+//! Every section is optional; one that is not written is not enforced. Unknown keys are refused,
+//! and so is a document whose parts contradict each other: nothing is half applied.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    balance::OutlierConfig,
+    breaker::BreakerConfig,
+    config::{Millis, PolicyError, Rate, ensure},
+    retry::RetryConfig,
+};
+
+/// How calls to one destination are made.
+///
+/// ```
+/// let policy: selvedge_resilience::TrafficPolicy = toml::from_str(r#"
+///     timeouts = { request = "3s", backendRequest = "800ms" }
+///     retry    = { attempts = 2, codes = [502, 503], backoff = "25ms..250ms", budget = "20% min 3/s" }
+///     breaker  = { failure_rate = "50%", over = "10s", min_requests = 20, open_for = "5s" }
+///     bulkhead = 200
+///     outlier  = { consecutive_5xx = 5, eject = "30s", max_ejected = "30%" }
+/// "#)?;
+/// policy.validate()?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct TrafficPolicy {
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// What is tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryConfig>,
+    /// When calls are no longer made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<BreakerConfig>,
+    /// Tries under way at once; at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bulkhead: Option<u32>,
+    /// Tries that may begin in a span of time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<Rate>,
+    /// When an endpoint is left out.
+    pub outlier: OutlierConfig,
+}
+
+/// How long a call may take, in the words of Gateway API's `HTTPRoute`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// All tries and waits together, to the end of the answer's body; "0s" is for ever.
+    /// Default "15s": Envoy's route timeout.
+    pub request: Millis,
+    /// One try, to the head of its answer. Not set: as long as `request` leaves.
+    #[serde(rename = "backendRequest", skip_serializing_if = "Option::is_none")]
+    pub backend_request: Option<Millis>,
+    /// A new connection. Default "1s": linkerd's outbound connect timeout.
+    pub connect: Millis,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            request: Millis::new(15_000),
+            backend_request: None,
+            connect: Millis::new(1_000),
+        }
+    }
+}
+
+impl Timeouts {
+    /// The whole call's time; `None` is for ever.
+    pub fn total(&self) -> Option<Duration> {
+        (!self.request.0.is_zero()).then_some(self.request.0)
+    }
+
+    fn validate(&self) -> Result<(), PolicyError> {
+        ensure(
+            !self.connect.0.is_zero(),
+            "connect",
+            self.connect,
+            "more than \"0s\"",
+        )?;
+        let Some(per_try) = self.backend_request else {
+            return Ok(());
+        };
+        ensure(
+            !per_try.0.is_zero(),
+            "backendRequest",
+            per_try,
+            "more than \"0s\"",
+        )?;
+        let total = format!("at most request = {}", self.request);
+        let fits = self.total().is_none_or(|total| per_try.0 <= total);
+        ensure(fits, "backendRequest", per_try, &total)
+    }
+}
+
+impl TrafficPolicy {
+    /// Refuses what cannot work, the whole document or nothing.
+    ///
+    /// # Errors
+    /// [`PolicyError`] with the field's path, its value and what is allowed.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        self.timeouts.validate().map_err(|e| e.within("timeouts"))?;
+        if let Some(retry) = &self.retry {
+            retry.validate().map_err(|e| e.within("retry"))?;
+        }
+        if let Some(breaker) = &self.breaker {
+            breaker.validate().map_err(|e| e.within("breaker"))?;
+        }
+        if let Some(limit) = self.bulkhead {
+            ensure(limit > 0, "bulkhead", limit, "at least 1")?;
+        }
+        self.outlier.validate().map_err(|e| e.within("outlier"))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_document_is_the_default() {
+        let policy: TrafficPolicy = toml::from_str("").expect("parses");
+        assert_eq!(policy, TrafficPolicy::default());
+        policy.validate().expect("works");
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let text = r#"
+            timeouts = { request = "3s", backendRequest = "800ms" }
+            retry = { attempts = 1 }
+            breaker = { consecutive = 3 }
+            bulkhead = 7
+            rate_limit = "50/s burst 100"
+        "#;
+        let policy: TrafficPolicy = toml::from_str(text).expect("parses");
+        let printed = toml::to_string(&policy).expect("prints");
+        assert_eq!(
+            toml::from_str::<TrafficPolicy>(&printed).expect("parses again"),
+            policy
+        );
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_its_path() {
+        let cases = [
+            (
+                r#"timeouts = { request = "1s", backendRequest = "2s" }"#,
+                "timeouts.backendRequest",
+            ),
+            (r#"timeouts = { connect = "0s" }"#, "timeouts.connect"),
+            ("retry = { attempts = 11 }", "retry.attempts"),
+            ("retry = { codes = [200] }", "retry.codes"),
+            (r#"retry = { backoff = "2s..1s" }"#, "retry.backoff"),
+            (r#"retry = { budget = "2000%" }"#, "retry.budget"),
+            ("breaker = { probes = 0 }", "breaker.probes"),
+            (
+                r#"breaker = { failure_rate = "0%" }"#,
+                "breaker.failure_rate",
+            ),
+            (r#"breaker = { over = "0s" }"#, "breaker.over"),
+            ("bulkhead = 0", "bulkhead"),
+            (
+                r#"outlier = { max_ejected = "150%" }"#,
+                "outlier.max_ejected",
+            ),
+        ];
+        for (text, path) in cases {
+            let policy: TrafficPolicy = toml::from_str(text).expect(text);
+            let error = policy.validate().expect_err(text);
+            assert_eq!(error.path, path, "{text}");
+            assert!(error.to_string().contains(&error.allowed), "{error}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_riddles_are_refused() {
+        for text in [
+            "retries = {}",
+            "retry = { attempt = 2 }",
+            r#"breaker = { open_for = "5" }"#,
+        ] {
+            assert!(toml::from_str::<TrafficPolicy>(text).is_err(), "{text}");
+        }
+    }
+}
