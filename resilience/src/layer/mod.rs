@@ -86,14 +86,8 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
     }
 }
 
-impl<E: std::error::Error + 'static> std::error::Error for Error<E> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Rejected(_) => None,
-            Self::Service(error) => error.source(),
-        }
-    }
-}
+// No bound on `E: Error`, which `BoxError` would not meet: what `E` says is said here already.
+impl<E: fmt::Debug + fmt::Display> std::error::Error for Error<E> {}
 
 #[cfg(all(test, not(loom)))]
 mod tests;
