@@ -1,0 +1,135 @@
+//! The seam between who knows endpoints and who needs them.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::{
+    instance::{Endpoint, Revision},
+    name::ServiceName,
+};
+
+/// The endpoints of a service that take calls, as last heard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSnapshot {
+    /// The service.
+    pub service: ServiceName,
+    /// The state of the catalogue that this is of.
+    pub revision: Revision,
+    /// Sorted by id; may be empty.
+    pub endpoints: Arc<[Endpoint]>,
+    /// Whether anybody has said so yet: an empty list that is not synced means "not known".
+    pub synced: bool,
+}
+
+impl EndpointSnapshot {
+    /// A service nobody has told us of yet.
+    pub(super) fn unknown(service: ServiceName) -> Self {
+        Self {
+            service,
+            revision: Revision::default(),
+            endpoints: Arc::new([]),
+            synced: false,
+        }
+    }
+}
+
+/// Knows where services are.
+pub trait Discovery: Send + Sync + fmt::Debug {
+    /// Follows `service` from now on.
+    fn watch(&self, service: &ServiceName) -> ServiceWatch;
+}
+
+/// The endpoints of one service, kept up to date for as long as anybody holds a watch on it.
+#[derive(Debug, Clone)]
+pub struct ServiceWatch {
+    slot: Arc<Slot>,
+    changes: watch::Receiver<u64>,
+}
+
+/// Where a watcher puts what it hears, and where watches read it.
+#[derive(Debug)]
+pub(super) struct Slot {
+    snapshot: ArcSwap<EndpointSnapshot>,
+    changes: watch::Sender<u64>,
+}
+
+impl Slot {
+    pub(super) fn new(snapshot: EndpointSnapshot) -> Arc<Self> {
+        Arc::new(Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            changes: watch::channel(0).0,
+        })
+    }
+
+    pub(super) fn publish(&self, snapshot: EndpointSnapshot) {
+        self.snapshot.store(Arc::new(snapshot));
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    pub(super) fn current(&self) -> Arc<EndpointSnapshot> {
+        self.snapshot.load_full()
+    }
+
+    pub(super) fn watch(self: &Arc<Self>) -> ServiceWatch {
+        ServiceWatch {
+            slot: Arc::clone(self),
+            changes: self.changes.subscribe(),
+        }
+    }
+}
+
+impl ServiceWatch {
+    /// What is known now. Cheap: a reference count.
+    pub fn current(&self) -> Arc<EndpointSnapshot> {
+        self.slot.current()
+    }
+
+    /// Resolves when something has changed since the last time it resolved, or never again when the
+    /// source has ended. Cancel-safe.
+    pub async fn changed(&mut self) {
+        if self.changes.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Resolves when the service has been heard of at least once. Cancel-safe.
+    pub async fn synced(&mut self) {
+        while !self.current().synced {
+            self.changed().await;
+        }
+    }
+}
+
+/// Endpoints that are written down instead of discovered.
+#[derive(Debug, Clone, Default)]
+pub struct StaticDiscovery {
+    services: Arc<HashMap<ServiceName, Arc<[Endpoint]>>>,
+}
+
+impl StaticDiscovery {
+    /// Knows these services and no other.
+    pub fn new(services: impl IntoIterator<Item = (ServiceName, Vec<Endpoint>)>) -> Self {
+        let services = services
+            .into_iter()
+            .map(|(name, list)| (name, list.into()))
+            .collect();
+        Self {
+            services: Arc::new(services),
+        }
+    }
+}
+
+impl Discovery for StaticDiscovery {
+    fn watch(&self, service: &ServiceName) -> ServiceWatch {
+        let endpoints = self.services.get(service).cloned().unwrap_or_default();
+        let known = EndpointSnapshot::unknown(service.clone());
+        Slot::new(EndpointSnapshot {
+            endpoints,
+            synced: true,
+            ..known
+        })
+        .watch()
+    }
+}

@@ -1,0 +1,161 @@
+//! Metric names, in one place, and the registry that shows them.
+//!
+//! OpenTelemetry's conventions come first (`http.server.request.duration`, in seconds), then
+//! `selvedge.*`. Prometheus spells the dots as underscores and adds units and `_total`.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus_client::{
+    encoding::text::encode,
+    registry::{Metric, Registry, Unit},
+};
+
+/// Every metric that a Selvedge process may show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Name {
+    /// `http.server.request.duration`: requests answered, by route and status class.
+    ServerRequestDuration,
+    /// `http.server.active_requests`: requests under way.
+    ServerActiveRequests,
+    /// `http.client.request.duration`: tries made, by service and result.
+    ClientRequestDuration,
+    /// `selvedge.retry.attempts`: tries after the first, by service.
+    RetryAttempts,
+    /// `selvedge.policy.rejections`: calls refused, by policy and reason.
+    PolicyRejections,
+    /// `selvedge.request.refusals`: requests refused at the door, by reason.
+    RequestRefusals,
+    /// `selvedge.connections.active`: client connections.
+    ConnectionsActive,
+    /// `selvedge.access_log.dropped`: log lines that found their buffer full.
+    AccessLogDropped,
+    /// `selvedge.config.rejected`: configurations that were refused.
+    ConfigRejected,
+    /// `selvedge.config.reloads`: configurations that were taken.
+    ConfigReloads,
+    /// `selvedge.registry.members`: servers, by state.
+    RegistryMembers,
+    /// `selvedge.registry.instances`: instances in the catalogue.
+    RegistryInstances,
+    /// `selvedge.registry.watchers`: watches open.
+    RegistryWatchers,
+    /// `selvedge.registry.renewals`: leases renewed.
+    RegistryRenewals,
+    /// `selvedge.registry.evictions`: leases that ran out.
+    RegistryEvictions,
+}
+
+impl Name {
+    /// The name as Prometheus spells it, without unit and `_total`, with its help text and unit.
+    fn parts(self) -> (&'static str, &'static str, Option<Unit>) {
+        let seconds = Some(Unit::Seconds);
+        match self {
+            Self::ServerRequestDuration => {
+                ("http_server_request_duration", "Requests answered", seconds)
+            }
+            Self::ServerActiveRequests => {
+                ("http_server_active_requests", "Requests under way", None)
+            }
+            Self::ClientRequestDuration => (
+                "http_client_request_duration",
+                "Tries made towards services",
+                seconds,
+            ),
+            Self::RetryAttempts => ("selvedge_retry_attempts", "Tries after the first", None),
+            Self::PolicyRejections => (
+                "selvedge_policy_rejections",
+                "Calls that a policy refused",
+                None,
+            ),
+            Self::RequestRefusals => (
+                "selvedge_request_refusals",
+                "Requests refused at the door",
+                None,
+            ),
+            Self::ConnectionsActive => ("selvedge_connections_active", "Client connections", None),
+            Self::AccessLogDropped => (
+                "selvedge_access_log_dropped",
+                "Access log lines that were dropped",
+                None,
+            ),
+            Self::ConfigRejected => (
+                "selvedge_config_rejected",
+                "Configurations that were refused",
+                None,
+            ),
+            Self::ConfigReloads => (
+                "selvedge_config_reloads",
+                "Configurations that were taken",
+                None,
+            ),
+            Self::RegistryMembers => ("selvedge_registry_members", "Registry servers", None),
+            Self::RegistryInstances => (
+                "selvedge_registry_instances",
+                "Instances in the catalogue",
+                None,
+            ),
+            Self::RegistryWatchers => ("selvedge_registry_watchers", "Watches open", None),
+            Self::RegistryRenewals => ("selvedge_registry_renewals", "Leases renewed", None),
+            Self::RegistryEvictions => ("selvedge_registry_evictions", "Leases that ran out", None),
+        }
+    }
+}
+
+/// Buckets for request durations, in seconds.
+///
+/// Source: OpenTelemetry HTTP semantic conventions, advised boundaries.
+pub const DURATION_BUCKETS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
+
+/// The metrics of this process. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics(Arc<Mutex<Registry>>);
+
+impl Metrics {
+    /// Shows `metric` under `name` from now on; hands it back.
+    pub fn register<M: Metric + Clone>(&self, name: Name, metric: M) -> M {
+        let (text, help, unit) = name.parts();
+        let mut registry = self.0.lock();
+        match unit {
+            Some(unit) => registry.register_with_unit(text, help, unit, metric.clone()),
+            None => registry.register(text, help, metric.clone()),
+        }
+        metric
+    }
+
+    /// Everything in the OpenMetrics text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a `String` does not fail.
+        let _infallible = encode(&mut text, &self.0.lock());
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let metrics = Metrics::default();
+        metrics
+            .register(
+                Name::ServerRequestDuration,
+                Histogram::new(DURATION_BUCKETS),
+            )
+            .observe(0.2);
+        metrics
+            .register(Name::RetryAttempts, Counter::<u64>::default())
+            .inc();
+        let text = metrics.text();
+        assert!(
+            text.contains("http_server_request_duration_seconds_bucket{le=\"0.25\"} 1"),
+            "{text}"
+        );
+        assert!(text.contains("selvedge_retry_attempts_total 1"), "{text}");
+    }
+}

@@ -1,0 +1,14 @@
+//! What every mesh process is, whatever else it does: configured, observed, drained, asked how it
+//! is. ("Node" as in xDS and in gossip: one process that takes part.)
+//!
+//! Registry server, sidecar, gateway and services written in Rust share these, so that an operator
+//! learns them once.
+
+pub mod admin;
+pub mod config;
+pub mod drain;
+pub mod listen;
+pub mod metrics;
+pub mod readiness;
+pub mod shutdown;
+pub mod telemetry;

@@ -1,0 +1,339 @@
+//! The documents of the registry's v1 API, for its server and its clients alike.
+//!
+//! | call | request | answer |
+//! |---|---|---|
+//! | `PUT /v1/services/{service}/instances/{id}` | [`RegisterRequest`] | 200 [`InstanceRecord`] |
+//! | `PUT /v1/services/{service}/instances/{id}/lease` | [`RenewRequest`] or nothing | 204, or 404: register again |
+//! | `DELETE /v1/services/{service}/instances/{id}` | | 204, or 404 |
+//! | `GET /v1/services` | | [`ServiceList`] |
+//! | `GET /v1/services/{service}` | | [`ServiceRecord`], or 404 |
+//! | `GET /v1/members` | | [`MemberList`] |
+//! | `GET /v1/watch?service=a&service=b` | `Last-Event-ID` or `?resume=` | server-sent events |
+//!
+//! A watch sends, for each service, one `snapshot` ([`ServiceRecord`]) and then a `delta`
+//! ([`ServiceDelta`]) for each change; every event's `id` is the [`Revision`] to resume from. A
+//! service that has not changed since that revision is not sent again. A comment line at least
+//! every [`HEARTBEAT`] says that the server lives.
+//!
+//! Every refusal is a [`Problem`](crate::problem::Problem).
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use selvedge_resilience::config::Millis;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    instance::{AppProtocol, Endpoint, Instance, InstanceStatus, Locality, Revision},
+    name::{InstanceId, ServiceName},
+};
+
+/// How often a watch says at least something.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Metadata entries an instance may have.
+pub const MAX_METADATA: usize = 64;
+/// Bytes of one metadata key.
+pub const MAX_KEY: usize = 128;
+/// Bytes of one metadata value.
+pub const MAX_VALUE: usize = 4 << 10;
+/// Bytes of all metadata of an instance.
+pub const MAX_METADATA_BYTES: usize = 16 << 10;
+/// Bytes of a region's or zone's name.
+pub const MAX_LOCALITY: usize = 63;
+/// Bytes of a request body.
+pub const MAX_BODY: usize = 64 << 10;
+/// Services one watch may name.
+pub const MAX_WATCHED: usize = 1000;
+/// The shortest and the longest lease.
+pub const TTL: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
+
+/// What an instance says when it registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    /// Where it is reached, as `10.0.0.7:8080`.
+    pub addr: SocketAddr,
+    /// Its lease, `"1s"` to `"1h"`.
+    #[serde(default = "default_ttl")]
+    pub ttl: Millis,
+    /// Its share of calls; 1 to 1000.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+    /// Whether it takes calls.
+    #[serde(default)]
+    pub status: InstanceStatus,
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: AppProtocol,
+    /// Where it runs.
+    #[serde(default)]
+    pub locality: Locality,
+    /// Which life of the instance this is; must grow with each start. Not given: the server's.
+    #[serde(default)]
+    pub incarnation: Option<u64>,
+    /// Anything else.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+}
+
+fn default_ttl() -> Millis {
+    Millis::new(10_000)
+}
+
+fn default_weight() -> u32 {
+    1
+}
+
+impl RegisterRequest {
+    /// What `instance` says in its life number `incarnation`.
+    pub fn of(instance: &Instance, incarnation: u64) -> Self {
+        Self {
+            addr: instance.addr,
+            ttl: instance.ttl,
+            weight: instance.weight,
+            status: instance.status,
+            protocol: instance.protocol,
+            locality: instance.locality.clone(),
+            incarnation: Some(incarnation),
+            metadata: instance.metadata.clone(),
+        }
+    }
+
+    /// Checks what the types do not say.
+    ///
+    /// # Errors
+    /// The field, what it holds and what is allowed, as one sentence.
+    pub fn validate(&self) -> Result<(), String> {
+        if !TTL.contains(&self.ttl.0) {
+            return Err(format!("ttl is {}: allowed are \"1s\" to \"1h\"", self.ttl));
+        }
+        if !(1..=1000).contains(&self.weight) {
+            return Err(format!("weight is {}: allowed are 1 to 1000", self.weight));
+        }
+        if self.addr.port() == 0 || self.addr.ip().is_unspecified() {
+            return Err(format!(
+                "addr is {}: an address that callers can reach is needed",
+                self.addr
+            ));
+        }
+        for (name, text) in [
+            ("region", &self.locality.region),
+            ("zone", &self.locality.zone),
+        ] {
+            if text.len() > MAX_LOCALITY {
+                return Err(format!(
+                    "{name} has {} bytes: at most {MAX_LOCALITY}",
+                    text.len()
+                ));
+            }
+        }
+        if self.metadata.len() > MAX_METADATA {
+            return Err(format!(
+                "metadata has {} entries: at most {MAX_METADATA}",
+                self.metadata.len()
+            ));
+        }
+        let mut total = 0;
+        for (key, value) in &self.metadata {
+            if key.is_empty() || key.len() > MAX_KEY || value.len() > MAX_VALUE {
+                let key: String = key.chars().take(40).collect();
+                return Err(format!(
+                    "metadata {key:?} is too long or empty: keys have 1 to {MAX_KEY} bytes, values at most {MAX_VALUE}"
+                ));
+            }
+            total += key.len() + value.len();
+        }
+        if total > MAX_METADATA_BYTES {
+            return Err(format!(
+                "metadata has {total} bytes: at most {MAX_METADATA_BYTES}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What an instance may say when it renews.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewRequest {
+    /// Its life, so that a renewal of an earlier one is told to register again.
+    #[serde(default)]
+    pub incarnation: Option<u64>,
+}
+
+/// An instance as the catalogue has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    /// Its name within the service.
+    pub id: InstanceId,
+    /// Where it is reached.
+    pub addr: SocketAddr,
+    /// Whether it takes calls.
+    pub status: InstanceStatus,
+    /// Its share of calls.
+    pub weight: u32,
+    /// What it speaks.
+    pub protocol: AppProtocol,
+    /// Where it runs.
+    #[serde(default)]
+    pub locality: Locality,
+    /// Its lease.
+    pub ttl: Millis,
+    /// Which life of it this is.
+    pub incarnation: u64,
+    /// The server that keeps its lease.
+    pub owner: String,
+    /// Anything else.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl InstanceRecord {
+    /// What a caller needs of it.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            id: self.id.clone(),
+            addr: self.addr,
+            incarnation: self.incarnation,
+            weight: self.weight,
+            protocol: self.protocol,
+            locality: self.locality.clone(),
+        }
+    }
+}
+
+/// All instances of one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRecord {
+    /// Its name.
+    pub service: ServiceName,
+    /// The catalogue's state that this is of.
+    pub revision: Revision,
+    /// Its instances, by id.
+    pub instances: Vec<InstanceRecord>,
+}
+
+/// What has changed in one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceDelta {
+    /// Its name.
+    pub service: ServiceName,
+    /// The catalogue's state after it.
+    pub revision: Revision,
+    /// New or changed instances, whole.
+    pub changed: Vec<InstanceRecord>,
+    /// Instances that are gone.
+    pub removed: Vec<InstanceId>,
+}
+
+/// A service in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSummary {
+    /// Its name.
+    pub name: ServiceName,
+    /// Its instances.
+    pub instances: usize,
+    /// Those that take calls.
+    pub up: usize,
+}
+
+/// Every service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceList {
+    /// The catalogue's state that this is of.
+    pub revision: Revision,
+    /// By name.
+    pub services: Vec<ServiceSummary>,
+}
+
+/// What a registry server does at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberState {
+    /// Catching up: does not answer as if it knew everything.
+    Joining,
+    /// Answers.
+    Serving,
+    /// Leaving: hands its leases over.
+    Draining,
+    /// No longer heard of.
+    Dead,
+}
+
+/// A registry server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberInfo {
+    /// Its name.
+    pub node: String,
+    /// Where its API is.
+    pub http: SocketAddr,
+    /// Where it gossips.
+    pub gossip: SocketAddr,
+    /// What it does.
+    pub state: MemberState,
+    /// Where it runs.
+    #[serde(default)]
+    pub locality: Locality,
+    /// Records it owns.
+    pub owned: usize,
+    /// Whether this is the server that answers.
+    pub me: bool,
+}
+
+/// Every registry server that the answering one knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberList {
+    /// By name.
+    pub members: Vec<MemberInfo>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(json: &str) -> Result<RegisterRequest, String> {
+        let request: RegisterRequest = serde_json::from_str(json).map_err(|e| e.to_string())?;
+        request.validate().map(|()| request)
+    }
+
+    #[test]
+    fn a_registration_says_little_and_is_checked_in_full() {
+        let least = request(r#"{"addr":"10.0.0.7:80"}"#).expect("enough");
+        assert_eq!((least.ttl.to_string().as_str(), least.weight), ("10s", 1));
+        let many = (0..65)
+            .map(|i| format!(r#""k{i}":"v""#))
+            .collect::<Vec<_>>()
+            .join(",");
+        let long = "x".repeat(5000);
+        for (what, json) in [
+            ("addr", r"{}".to_owned()),
+            ("addr", r#"{"addr":"10.0.0.7"}"#.to_owned()),
+            ("addr", r#"{"addr":"0.0.0.0:80"}"#.to_owned()),
+            ("addr", r#"{"addr":"10.0.0.7:0"}"#.to_owned()),
+            ("ttl", r#"{"addr":"10.0.0.7:80","ttl":"1ms"}"#.to_owned()),
+            ("weight", r#"{"addr":"10.0.0.7:80","weight":0}"#.to_owned()),
+            (
+                "prot",
+                r#"{"addr":"10.0.0.7:80","prot":"http1"}"#.to_owned(),
+            ),
+            (
+                "metadata",
+                format!(r#"{{"addr":"10.0.0.7:80","metadata":{{{many}}}}}"#),
+            ),
+            (
+                "metadata",
+                format!(r#"{{"addr":"10.0.0.7:80","metadata":{{"k":"{long}"}}}}"#),
+            ),
+            (
+                "zone",
+                format!(r#"{{"addr":"10.0.0.7:80","locality":{{"zone":"{long}"}}}}"#),
+            ),
+        ] {
+            let error = request(&json).expect_err(what);
+            assert!(
+                error.contains(what) || error.contains("socket address"),
+                "{what}: {error}"
+            );
+        }
+    }
+}
