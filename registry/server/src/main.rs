@@ -1,2 +1,108 @@
-//! In the making.
-fn main() {}
+//! `selvedge-registry`: one server of the registry.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use axum::{Json, Router, routing::get};
+use clap::Parser;
+use selvedge_registry::node::{
+    admin::Admin,
+    config::{self, ConfigError},
+    listen,
+    shutdown::Signals,
+    telemetry,
+};
+use selvedge_registry_server::{RegistryConfig, RegistryServer, StartError};
+
+/// Keeps the list of who is where, together with its peers, without any other store.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Example:\n  selvedge-registry --config registry.toml"
+)]
+struct Args {
+    /// The configuration; without one every default is used.
+    #[arg(long, env = "SELVEDGE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check: bool,
+    /// Write the bound addresses here as JSON, for those who asked for port 0.
+    #[arg(long)]
+    ports_file: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "there may be no log yet")]
+            {
+                eprintln!("selvedge-registry: {error:#}");
+            }
+            let usage = error.is::<ConfigError>() || error.is::<StartError>();
+            ExitCode::from(if usage { config::EXIT_CODE } else { 1 })
+        }
+    }
+}
+
+fn load(args: &Args) -> Result<RegistryConfig, ConfigError> {
+    let Some(path) = &args.config else {
+        return Ok(RegistryConfig::default());
+    };
+    let loaded = config::load::<RegistryConfig>(path)?;
+    match loaded.value.validate() {
+        Ok(()) => Ok(loaded.value),
+        Err(error) => Err(loaded.error(&error.path, error.to_string())),
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = load(args)?;
+    if args.check {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(serve(config, args.ports_file.clone()))
+}
+
+async fn serve(config: RegistryConfig, ports_file: Option<PathBuf>) -> anyhow::Result<()> {
+    let _flush = telemetry::init("selvedge-registry", &config.telemetry)?;
+    let mut signals = Signals::new().context("listen to signals")?;
+    let admin = Admin::default();
+    let admin_listener = listen::bind("admin port", config.admin.bind).map_err(StartError::from)?;
+    let admin_addr = admin_listener.local_addr()?;
+    let server = RegistryServer::start(&config, &admin).await?;
+    let shared = Arc::clone(server.shared());
+    if let Some(path) = ports_file {
+        let ports = [
+            ("http", shared.http),
+            ("gossip", server.gossip_addr()),
+            ("admin", admin_addr),
+        ];
+        listen::write_ports(&path, &ports).with_context(|| format!("write {}", path.display()))?;
+    }
+    tracing::info!(address = %admin_addr, "admin port");
+    let members = Arc::clone(&shared);
+    let extra = Router::new().route(
+        "/clusters",
+        get(move || async move { Json(members.member_list()) }),
+    );
+    let dump = serde_json::to_value(&config)?;
+    let router = admin.router(&config.admin, move || dump.clone(), extra);
+    let admin_port = tokio::spawn(Admin::serve(admin_listener, router, std::future::pending()));
+    let signal = signals.next().await;
+    tracing::info!(signal, "registry server leaves");
+    let leaving = admin.readiness.wait_for("shutdown", "leaving");
+    tokio::select! {
+        () = server.shutdown() => {}
+        signal = signals.next() => tracing::warn!(signal, "second signal, leaving at once"),
+    }
+    drop(leaving);
+    admin_port.abort();
+    Ok(())
+}

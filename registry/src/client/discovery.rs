@@ -1,6 +1,6 @@
 //! The seam between who knows endpoints and who needs them.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{any::Any, collections::HashMap, fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -46,6 +46,8 @@ pub trait Discovery: Send + Sync + fmt::Debug {
 pub struct ServiceWatch {
     slot: Arc<Slot>,
     changes: watch::Receiver<u64>,
+    /// Whoever publishes into the slot lives as long as anybody looks.
+    _source: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// Where a watcher puts what it hears, and where watches read it.
@@ -72,10 +74,15 @@ impl Slot {
         self.snapshot.load_full()
     }
 
-    pub(super) fn watch(self: &Arc<Self>) -> ServiceWatch {
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        source: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> ServiceWatch {
+        let changes = self.changes.subscribe();
         ServiceWatch {
             slot: Arc::clone(self),
-            changes: self.changes.subscribe(),
+            changes,
+            _source: source,
         }
     }
 }
@@ -130,6 +137,6 @@ impl Discovery for StaticDiscovery {
             synced: true,
             ..known
         })
-        .watch()
+        .watch(None)
     }
 }

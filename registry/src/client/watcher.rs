@@ -63,12 +63,16 @@ impl Watcher {
     pub(super) fn watch(&self, service: &ServiceName) -> ServiceWatch {
         let mut slots = self.0.slots.lock();
         if let Some(slot) = slots.get(service) {
-            return slot.watch();
+            return slot.watch(Some(self.source()));
         }
         let slot = Slot::new(EndpointSnapshot::unknown(service.clone()));
         slots.insert(service.clone(), Arc::clone(&slot));
         self.0.added.notify_one();
-        slot.watch()
+        slot.watch(Some(self.source()))
+    }
+
+    fn source(&self) -> Arc<dyn std::any::Any + Send + Sync> {
+        Arc::<Shared>::clone(&self.0)
     }
 
     pub(super) fn is_synced(&self) -> bool {

@@ -1,0 +1,122 @@
+//! Several servers: what one accepts all know, and what one knew survives it.
+
+use std::time::Duration;
+
+use selvedge_registry::{InstanceStatus, client::Discovery};
+
+use crate::support::{client, cluster, eventually, instance, name, start};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_is_seen_by_every_server_and_every_watcher() {
+    let [a, b, c] = cluster().await;
+    let watches = [&a, &b, &c].map(|server| client(&[server]).watch(&name("orders")));
+    let mut registration = client(&[&a]).register(instance("orders", "i1", 4001));
+    registration.registered().await;
+    for watch in &watches {
+        eventually("seen", || async { watch.current().endpoints.len() == 1 }).await;
+    }
+    registration.set_status(InstanceStatus::OutOfService);
+    for watch in &watches {
+        eventually("taken out", || async {
+            watch.current().endpoints.is_empty()
+        })
+        .await;
+    }
+    registration.set_status(InstanceStatus::Up);
+    eventually("back", || async {
+        watches[2].current().endpoints.len() == 1
+    })
+    .await;
+    registration.deregister().await;
+    for watch in &watches {
+        eventually("gone", || async { watch.current().endpoints.is_empty() }).await;
+        assert!(watch.current().synced);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_not_renewed_runs_out_everywhere() {
+    let [a, b, _c] = cluster().await;
+    let watch = client(&[&b]).watch(&name("orders"));
+    let request = serde_json::json!({"addr": "127.0.0.1:4001", "ttl": "1s"}).to_string();
+    let request = serde_json::from_str(&request).expect("valid");
+    let (service, id) = (name("orders"), "silent".parse().expect("id"));
+    a.shared().register(service, id, request).expect("accepted");
+    eventually("seen", || async { watch.current().endpoints.len() == 1 }).await;
+    eventually("evicted", || async { watch.current().endpoints.is_empty() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_lost_when_the_server_that_keeps_the_leases_dies() {
+    let [a, b, c] = cluster().await;
+    let clients: Vec<_> = (0..10).map(|_| client(&[&a, &b, &c])).collect();
+    let mut held = Vec::new();
+    for (i, client) in (0u16..).zip(&clients) {
+        let mut registration = client.register(instance("orders", &format!("i{i}"), 4000 + i));
+        registration.registered().await;
+        held.push(registration);
+    }
+    let watch = client(&[&b, &c]).watch(&name("orders"));
+    eventually("all ten", || async {
+        watch.current().endpoints.len() == 10
+    })
+    .await;
+    // As SIGKILL leaves it: no word to anybody.
+    let dead = a.shared().node.clone();
+    drop(a);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(4);
+    while tokio::time::Instant::now() < deadline {
+        assert_eq!(
+            watch.current().endpoints.len(),
+            10,
+            "an instance was evicted wrongly"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let members = b.shared().member_list().members;
+    assert!(
+        members.iter().all(|member| member.node != *dead),
+        "{members:?}"
+    );
+    // And those that die with it go too, after one full lease.
+    drop(held.pop());
+    eventually("the orphan goes", || async {
+        watch.current().endpoints.len() == 9
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_joins_late_knows_everything_before_it_answers() {
+    let [a, b, _c] = cluster().await;
+    let mut held = Vec::new();
+    for i in 0..50u16 {
+        let mut registration =
+            client(&[&a]).register(instance("orders", &format!("i{i}"), 4000 + i));
+        registration.registered().await;
+        held.push(registration);
+    }
+    let late = start("n4", &[b.gossip_addr()]).await;
+    let mut serving = late.shared().serving();
+    serving.wait_for(|serving| *serving).await.expect("serves");
+    assert_eq!(late.shared().read(|catalogue| catalogue.len()), 50);
+    let hash = a.shared().read(|catalogue| catalogue.hash());
+    eventually("the same catalogue", || async {
+        late.shared().read(|c| c.hash()) == hash
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_turns_to_another_server_and_never_sees_an_empty_list() {
+    let [a, b, c] = cluster().await;
+    let mut registration = client(&[&c]).register(instance("orders", "i1", 4001));
+    registration.registered().await;
+    let watching = client(&[&a, &b]);
+    let watch = watching.watch(&name("orders"));
+    eventually("seen", || async { watch.current().endpoints.len() == 1 }).await;
+    drop(a);
+    drop(b);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(watch.current().endpoints.len(), 1, "last known good");
+}

@@ -1,0 +1,5 @@
+//! The registry as its users see it: real servers, real sockets, the real client.
+
+mod api;
+mod cluster;
+mod support;
