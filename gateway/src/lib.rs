@@ -1,0 +1,4 @@
+//! The gateway at the edge: Pingora runs the process, hyper carries the bytes, Tower decides.
+
+mod hash;
+pub mod routing;
