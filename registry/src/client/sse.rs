@@ -65,7 +65,7 @@ impl Parser {
         let (field, value) = line.split_once(':').unwrap_or((&line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
-            "event" => self.event.event = value.to_owned(),
+            "event" => value.clone_into(&mut self.event.event),
             "id" => self.event.id = Some(value.to_owned()),
             "data" => {
                 if !self.event.data.is_empty() {

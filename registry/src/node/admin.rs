@@ -140,10 +140,12 @@ async fn readyz(State(readiness): State<Readiness>) -> Response {
     if waiting.is_empty() {
         return "ok\n".into_response();
     }
-    let lines: String = waiting
-        .iter()
-        .map(|(part, why)| format!("{part}: {why}\n"))
-        .collect();
+    let mut lines = String::new();
+    for (part, why) in &waiting {
+        for text in [part, ": ", why, "\n"] {
+            lines.push_str(text);
+        }
+    }
     (StatusCode::SERVICE_UNAVAILABLE, lines).into_response()
 }
 

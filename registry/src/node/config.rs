@@ -163,12 +163,11 @@ fn locate(text: &str, path: &str) -> usize {
             at = item.span().start;
             value = item;
         }
-        table = match value.get_ref() {
-            DeValue::Table(table) => Some(table),
-            _ => {
-                at = value.span().start;
-                None
-            }
+        table = if let DeValue::Table(table) = value.get_ref() {
+            Some(table)
+        } else {
+            at = value.span().start;
+            None
         };
     }
     at

@@ -32,7 +32,7 @@ pub use self::{
         RateLimitLayer,
     },
     replay::ReplayBody,
-    stack::{Attempt, Hook, Stack, StackLayer, StackService, StackStatus},
+    stack::{Attempt, Hook, RequestTimeout, Stack, StackLayer, StackService, StackStatus},
     timeout::{TimeoutFuture, TimeoutLayer, TimeoutService},
     transport::{ServiceTransport, Transport, TransportError},
 };

@@ -21,7 +21,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, request::Parts};
+use http::{Request, Response, request::Parts};
 use http_body::Body;
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -96,6 +96,13 @@ impl<K, H: Hook<K>> Hook<K> for &mut H {
         (**self).ended(attempt, outcome);
     }
 }
+
+/// A request's own time for all its tries, instead of its policy's; zero is for ever.
+///
+/// Put into the request's extensions by whoever knows better than the policy: a route of a gateway,
+/// a caller for one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestTimeout(pub Duration);
 
 /// What a call in flight holds.
 type Held<K> = (Option<breaker::Permit>, Option<bulkhead::Permit>, Pick<K>);
@@ -240,7 +247,7 @@ impl<K: Key> Stack<K> {
     {
         let policy = self.0.policy.load_full();
         let start = Instant::now();
-        let deadline = total_deadline(&policy, request.headers(), start)?;
+        let deadline = total_deadline(&policy, &request, start)?;
         let (head, body) = request.into_parts();
         let retry = policy.retry.as_ref().filter(|retry| retry.attempts > 0);
         if retry.is_some() {
@@ -399,13 +406,18 @@ impl<K: Key> Stack<K> {
     }
 }
 
-/// When the call must be over: the policy's word or the caller's, whichever is earlier.
-fn total_deadline(
+/// When the call must be over: the request's or the policy's word, or the caller's deadline,
+/// whichever is earlier.
+fn total_deadline<B>(
     policy: &TrafficPolicy,
-    headers: &HeaderMap,
+    request: &Request<B>,
     now: Instant,
 ) -> Result<Option<Instant>, Rejected> {
-    let left = match (policy.timeouts.total(), deadline::extract(headers)) {
+    let total = match request.extensions().get::<RequestTimeout>() {
+        Some(own) => (!own.0.is_zero()).then_some(own.0),
+        None => policy.timeouts.total(),
+    };
+    let left = match (total, deadline::extract(request.headers())) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     };

@@ -1,0 +1,252 @@
+//! A line a request, as JSON, without making a request wait for a disk.
+//!
+//! Each worker fills a buffer of its own and hands it over when it is full or a second old; one
+//! thread writes. When the disk is slower than the traffic, lines are dropped and counted, never
+//! requests held up.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    path::Path,
+    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+
+use crate::ProxyMetrics;
+
+/// Handed over at this size. Source: nginx `access_log … buffer=64k`, as commonly set.
+const BUFFER: usize = 64 << 10;
+/// Buffers that may wait for the disk: 4 MiB.
+const WAITING: usize = 64;
+
+/// Where lines go. Clones share the file and its thread, which ends with the last of them.
+#[derive(Debug, Clone)]
+pub struct AccessLog {
+    buffers: SyncSender<Vec<u8>>,
+    dropped: Counter,
+}
+
+impl AccessLog {
+    /// Opens `path` for appending; `-` is standard output.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or the thread not started.
+    pub fn open(path: &Path, metrics: &ProxyMetrics) -> io::Result<Self> {
+        let mut out: Box<dyn Write + Send> = if path == Path::new("-") {
+            Box::new(io::stdout())
+        } else {
+            Box::new(OpenOptions::new().create(true).append(true).open(path)?)
+        };
+        let (buffers, waiting) = sync_channel::<Vec<u8>>(WAITING);
+        let dropped = metrics.log_dropped();
+        let lost = dropped.clone();
+        std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || {
+                for buffer in waiting {
+                    if let Err(error) = out.write_all(&buffer).and_then(|()| out.flush()) {
+                        lost.inc_by(lines(&buffer));
+                        tracing::error!(%error, "access log lines could not be written");
+                    }
+                }
+            })?;
+        Ok(Self { buffers, dropped })
+    }
+
+    /// A worker's own buffer.
+    pub(crate) fn buffer(&self) -> LogBuffer {
+        LogBuffer {
+            log: self.clone(),
+            filled: Mutex::new(Filled {
+                bytes: Vec::with_capacity(BUFFER + (4 << 10)),
+                second: 0,
+                time: String::new(),
+            }),
+        }
+    }
+}
+
+fn lines(buffer: &[u8]) -> u64 {
+    buffer.split(|byte| *byte == b'\n').count() as u64 - 1
+}
+
+/// A worker's lines that have not been handed over yet.
+#[derive(Debug)]
+pub(crate) struct LogBuffer {
+    log: AccessLog,
+    filled: Mutex<Filled>,
+}
+
+#[derive(Debug)]
+struct Filled {
+    bytes: Vec<u8>,
+    /// The second that `time` is of.
+    second: u64,
+    /// As RFC 3339, to the second: written anew once a second, not once a line.
+    time: String,
+}
+
+impl LogBuffer {
+    /// Adds a line that begins with the time; `fields` writes the rest.
+    pub(crate) fn line(&self, fields: impl FnOnce(&mut Vec<u8>)) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let mut filled = self.filled.lock();
+        let filled = &mut *filled;
+        if filled.second != now.as_secs() || filled.time.is_empty() {
+            filled.second = now.as_secs();
+            filled.time = rfc3339(now.as_secs());
+        }
+        let bytes = &mut filled.bytes;
+        bytes.extend_from_slice(b"{\"time\":\"");
+        bytes.extend_from_slice(filled.time.as_bytes());
+        let millis = now.subsec_millis();
+        bytes.push(b'.');
+        for divisor in [100, 10, 1] {
+            bytes.push(b'0' + (millis / divisor % 10) as u8);
+        }
+        bytes.extend_from_slice(b"Z\"");
+        fields(bytes);
+        bytes.extend_from_slice(b"}\n");
+        if bytes.len() >= BUFFER {
+            self.hand_over(bytes);
+        }
+    }
+
+    /// Hands over what there is.
+    pub(crate) fn flush(&self) {
+        let mut filled = self.filled.lock();
+        if !filled.bytes.is_empty() {
+            self.hand_over(&mut filled.bytes);
+        }
+    }
+
+    fn hand_over(&self, bytes: &mut Vec<u8>) {
+        let full = std::mem::replace(bytes, Vec::with_capacity(BUFFER + (4 << 10)));
+        if let Err(TrySendError::Full(lost) | TrySendError::Disconnected(lost)) =
+            self.log.buffers.try_send(full)
+        {
+            self.log.dropped.inc_by(lines(&lost));
+        }
+    }
+}
+
+impl Drop for LogBuffer {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+fn rfc3339(second: u64) -> String {
+    let time = UNIX_EPOCH + std::time::Duration::from_secs(second);
+    // "Tue, 15 Nov 1994 08:12:31 GMT" has every part; putting them in order is all that is left.
+    let date = httpdate::fmt_http_date(time);
+    let part = |range: std::ops::Range<usize>| date.get(range).unwrap_or_default();
+    let month = match part(8..11) {
+        "Jan" => "01",
+        "Feb" => "02",
+        "Mar" => "03",
+        "Apr" => "04",
+        "May" => "05",
+        "Jun" => "06",
+        "Jul" => "07",
+        "Aug" => "08",
+        "Sep" => "09",
+        "Oct" => "10",
+        "Nov" => "11",
+        _ => "12",
+    };
+    format!("{}-{month}-{}T{}", part(12..16), part(5..7), part(17..25))
+}
+
+/// Adds `,"name":"value"`, escaped.
+pub(crate) fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":\"");
+    let plain = |byte: &u8| matches!(byte, 0x20..=0x7e) && *byte != b'"' && *byte != b'\\';
+    if value.iter().all(plain) {
+        out.extend_from_slice(value);
+    } else {
+        escape(out, value);
+    }
+    out.push(b'"');
+}
+
+/// Everything that is not printable ASCII becomes `\u…`: terminals and log viewers obey escape
+/// sequences and direction marks that a client may have sent.
+fn escape(out: &mut Vec<u8>, value: &[u8]) {
+    for unit in String::from_utf8_lossy(value).encode_utf16() {
+        match unit {
+            0x22 => out.extend_from_slice(b"\\\""),
+            0x5c => out.extend_from_slice(b"\\\\"),
+            0x20..=0x7e => out.push(unit as u8),
+            other => {
+                out.extend_from_slice(b"\\u");
+                for shift in [12, 8, 4, 0] {
+                    out.push(b"0123456789abcdef"[usize::from(other >> shift & 0xF)]);
+                }
+            }
+        }
+    }
+}
+
+/// Adds `,"name":value`.
+pub(crate) fn number(out: &mut Vec<u8>, name: &str, value: impl std::fmt::Display) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    // Writing to a `Vec` does not fail.
+    let _infallible = write!(out, "\":{value}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00");
+        assert_eq!(rfc3339(1_709_251_199), "2024-02-29T23:59:59");
+    }
+
+    #[test]
+    fn what_a_client_sends_stays_data() {
+        let mut out = Vec::new();
+        field(&mut out, "path", "/a\"\\\n\u{1b}[31m\u{202e}é".as_bytes());
+        let line = format!("{{\"x\":1{}}}", String::from_utf8(out).expect("ascii"));
+        assert!(
+            line.bytes().all(|byte| (0x20..0x7f).contains(&byte)),
+            "{line}"
+        );
+        let parsed: serde_json::Value = serde_json::from_str(&line).expect("json");
+        assert_eq!(parsed["path"], "/a\"\\\n\u{1b}[31m\u{202e}é");
+    }
+
+    #[test]
+    fn lines_reach_the_file_whole() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("access.log");
+        let metrics = ProxyMetrics::new(&selvedge_registry::node::metrics::Metrics::default());
+        let log = AccessLog::open(&path, &metrics).expect("open");
+        let buffer = log.buffer();
+        for n in 0..2_000 {
+            buffer.line(|out| {
+                number(out, "n", n);
+                field(out, "pad", &[b'x'; 60]);
+            });
+        }
+        drop((buffer, log));
+        let all = || std::fs::read_to_string(&path).unwrap_or_default();
+        while all().lines().count() < 2_000 {
+            std::thread::yield_now();
+        }
+        for (n, line) in all().lines().enumerate() {
+            let line: serde_json::Value = serde_json::from_str(line).expect("json");
+            assert_eq!(line["n"], n);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A service as callers see it: its policies, its endpoints, their state.
+//!
+//! Snapshots come down (a task follows discovery and tells the balancer), outcomes go up (permits
+//! in each answer's body). A route that is edited, or a door that is rebuilt, keeps its
+//! destinations, and so circuits, budgets and verdicts survive.
+
+use std::{sync::Arc, time::Duration};
+
+use selvedge_registry::{ServiceName, client::ServiceWatch};
+use selvedge_resilience::{
+    TrafficPolicy,
+    balance::{EndpointStatus, Member, Pick},
+    breaker, bulkhead,
+    config::PolicyError,
+    layer::Stack,
+};
+use tokio::task::AbortHandle;
+
+use crate::{ProxyMetrics, UpstreamKey, metrics::ClientMetrics};
+
+/// What an answer's body holds of the call it belongs to.
+pub(crate) type Held = (
+    Option<breaker::Permit>,
+    Option<bulkhead::Permit>,
+    Pick<UpstreamKey>,
+);
+
+/// A service that requests can be sent to.
+#[derive(Debug)]
+pub struct Destination {
+    name: ServiceName,
+    stack: Stack<UpstreamKey>,
+    watch: ServiceWatch,
+    metrics: ClientMetrics,
+    follower: AbortHandle,
+}
+
+impl Destination {
+    /// A destination that follows `watch` until it is dropped.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if the policy cannot work.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime: the task that follows runs on the current one.
+    pub fn new(
+        name: ServiceName,
+        policy: TrafficPolicy,
+        watch: ServiceWatch,
+        metrics: &ProxyMetrics,
+    ) -> Result<Arc<Self>, PolicyError> {
+        let stack = Stack::new(policy)?;
+        take_endpoints(&stack, &watch);
+        let follower = tokio::spawn(follow(stack.clone(), watch.clone())).abort_handle();
+        let metrics = metrics.destination(name.as_str());
+        Ok(Arc::new(Self {
+            name,
+            stack,
+            watch,
+            metrics,
+            follower,
+        }))
+    }
+
+    /// Takes a new policy at once; circuit, budget, limits and verdicts keep their state.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if it cannot work; nothing changes then.
+    pub fn reconfigure(&self, policy: TrafficPolicy) -> Result<(), PolicyError> {
+        self.stack.reconfigure(policy)
+    }
+
+    /// The service's name.
+    pub fn name(&self) -> &ServiceName {
+        &self.name
+    }
+
+    /// Whether anybody has said yet where it is.
+    pub fn is_synced(&self) -> bool {
+        self.watch.current().synced
+    }
+
+    /// The policies and their state.
+    pub fn stack(&self) -> &Stack<UpstreamKey> {
+        &self.stack
+    }
+
+    /// How long a new connection may take.
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.stack.policy().timeouts.connect.0
+    }
+
+    pub(crate) fn metrics(&self) -> &ClientMetrics {
+        &self.metrics
+    }
+
+    /// State and counters for an operator, as `/clusters` shows them.
+    pub fn status(&self) -> serde_json::Value {
+        let status = self.stack.status();
+        let breaker = status.breaker.map(|breaker| {
+            serde_json::json!({
+                "state": format!("{:?}", breaker.state).to_lowercase(),
+                "probes_in_ms": millis(breaker.open_for),
+                "opened": breaker.opened,
+                "rejected": breaker.rejected,
+            })
+        });
+        let bulkhead = status
+            .bulkhead
+            .map(|(used, limit)| serde_json::json!({ "in_flight": used, "limit": limit }));
+        serde_json::json!({
+            "service": self.name,
+            "synced": self.is_synced(),
+            "breaker": breaker,
+            "bulkhead": bulkhead,
+            "retry": {
+                "balance": status.retry_balance,
+                "made": status.retries.0,
+                "refused": status.retries.1,
+            },
+            "ejections": { "made": status.ejections.0, "not_allowed": status.ejections.1 },
+            "endpoints": status.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Drop for Destination {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+fn endpoint(status: &EndpointStatus<UpstreamKey>) -> serde_json::Value {
+    serde_json::json!({
+        "addr": status.key.addr,
+        "incarnation": status.key.incarnation,
+        "protocol": status.key.protocol,
+        "weight": status.weight,
+        "in_flight": status.pending,
+        "cost_ms": status.cost.as_secs_f64() * 1e3,
+        "ejected_for_ms": millis(status.ejected_for),
+        "succeeded": status.succeeded,
+        "failed": status.failed,
+    })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn follow(stack: Stack<UpstreamKey>, mut watch: ServiceWatch) {
+    loop {
+        take_endpoints(&stack, &watch);
+        watch.changed().await;
+    }
+}
+
+fn take_endpoints(stack: &Stack<UpstreamKey>, watch: &ServiceWatch) {
+    let known = watch.current();
+    stack.set_members(known.endpoints.iter().map(|endpoint| Member {
+        key: UpstreamKey {
+            addr: endpoint.addr,
+            incarnation: endpoint.incarnation,
+            protocol: endpoint.protocol,
+        },
+        weight: endpoint.weight,
+    }));
+}

@@ -1,0 +1,243 @@
+//! One request and its answer, from the door to the last byte: what is said of it afterwards.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request::Parts};
+use selvedge_registry::node::telemetry::{context_of, continue_trace, tracing_enabled};
+use selvedge_resilience::{
+    Outcome,
+    context::trace::{self, TraceContext},
+    layer::{Attempt, Hook},
+};
+use tokio::time::Instant;
+use tracing::{Span, field::Empty};
+
+use crate::{
+    Destination, UpstreamKey, Worker,
+    access_log::{field, number},
+    clock::Busy,
+    door::Route,
+    metrics::Active,
+    service::Connection,
+};
+
+/// What is known of one request. Ended once, with its answer's body.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    worker: Arc<Worker>,
+    start: Instant,
+    method: Method,
+    uri: Uri,
+    version: Version,
+    peer: SocketAddr,
+    pub(crate) host: Box<str>,
+    pub(crate) route: Option<Arc<Route>>,
+    pub(crate) destination: Option<Arc<Destination>>,
+    pub(crate) request_id: Option<HeaderValue>,
+    pub(crate) status: StatusCode,
+    /// Why there is no answer from upstream, as Envoy's response flags.
+    pub(crate) flag: &'static str,
+    upstream: Option<SocketAddr>,
+    attempts: u32,
+    sent: u64,
+    trace: Option<TraceContext>,
+    span: Span,
+    _active: Active,
+    _busy: Busy,
+}
+
+impl Exchange {
+    pub(crate) fn new<D>(connection: &Connection<D>, head: &Parts) -> Box<Self> {
+        let worker = &connection.worker;
+        Box::new(Self {
+            worker: Arc::clone(worker),
+            start: Instant::now(),
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            version: head.version,
+            peer: connection.client.peer,
+            host: Box::default(),
+            route: None,
+            destination: None,
+            request_id: None,
+            status: StatusCode::OK,
+            flag: "",
+            upstream: None,
+            attempts: 0,
+            sent: 0,
+            trace: None,
+            span: Span::none(),
+            _active: worker.metrics.request(),
+            _busy: connection.clock.busy(),
+        })
+    }
+
+    /// Joins the caller's trace or begins one; `headers` carry it on.
+    pub(crate) fn trace(&mut self, headers: &mut HeaderMap) {
+        if !tracing_enabled() {
+            self.trace = Some(trace::ensure(headers, &self.worker.rng));
+            return;
+        }
+        let route = self.route.as_ref().map_or("", |route| &*route.name);
+        self.span = tracing::info_span!(
+            target: "selvedge_span",
+            "request",
+            otel.kind = "server",
+            otel.name = %format_args!("{} {route}", self.method),
+            otel.status_code = Empty,
+            http.request.method = %self.method,
+            http.route = route,
+            url.path = self.uri.path(),
+            server.address = &*self.host,
+            http.response.status_code = Empty,
+        );
+        if let Some(parent) = TraceContext::extract(headers) {
+            continue_trace(&self.span, parent);
+        }
+        self.trace = context_of(&self.span);
+        if let Some(context) = self.trace {
+            context.inject(headers);
+        }
+    }
+
+    /// Bytes of the answer's body are on their way.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    /// It is over. `complete`: the answer went out whole.
+    pub(crate) fn end(&mut self, complete: bool) {
+        let seconds = self.start.elapsed().as_secs_f64();
+        if let Some(route) = &self.route {
+            route.metrics.observe(&self.method, self.status, seconds);
+        }
+        if !self.span.is_none() {
+            self.span
+                .record("http.response.status_code", self.status.as_u16());
+            if self.status.is_server_error() || !complete {
+                self.span.record("otel.status_code", "ERROR");
+            }
+            self.span = Span::none();
+        }
+        if let Some(log) = &self.worker.log {
+            log.line(|out| self.write(out, complete, seconds));
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>, complete: bool, seconds: f64) {
+        field(out, "method", self.method.as_str().as_bytes());
+        field(out, "host", self.host.as_bytes());
+        // Without the query: that is where tokens are.
+        field(out, "path", self.uri.path().as_bytes());
+        field(out, "protocol", protocol(self.version).as_bytes());
+        number(out, "status", self.status.as_u16());
+        if let Some(route) = &self.route {
+            field(out, "route", route.name.as_bytes());
+        }
+        if let Some(destination) = &self.destination {
+            field(out, "service", destination.name().as_str().as_bytes());
+        }
+        if let Some(upstream) = self.upstream {
+            address(out, "upstream", upstream);
+        }
+        number(out, "attempts", self.attempts);
+        // Whole microseconds: writing a float costs more than the rest of the line.
+        number(out, "duration_us", (seconds * 1e6) as u64);
+        number(out, "bytes_sent", self.sent);
+        if !complete {
+            // Downstream ended: Envoy's flag for an answer that was not taken whole.
+            field(out, "flag", b"DC");
+        } else if !self.flag.is_empty() {
+            field(out, "flag", self.flag.as_bytes());
+        }
+        if let Some(id) = &self.request_id {
+            field(out, "request_id", id.as_bytes());
+        }
+        if let Some(trace) = self.trace {
+            field(out, "trace_id", &trace.trace_hex());
+        }
+        address(out, "peer", self.peer);
+    }
+}
+
+impl Exchange {
+    /// Ends a request that nobody waits for any more. Source of the status: nginx.
+    pub(crate) fn abandon(&mut self) {
+        self.status = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
+        self.end(false);
+    }
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn address(out: &mut Vec<u8>, name: &str, addr: SocketAddr) {
+    use std::io::Write;
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    // Writing to a `Vec` does not fail.
+    let _infallible = write!(out, "\":\"{addr}\"");
+}
+
+/// Looks on while the tries of a request are made.
+pub(crate) struct Tries<'a> {
+    exchange: &'a mut Exchange,
+    destination: &'a Destination,
+    began: Instant,
+    span: Span,
+}
+
+impl<'a> Tries<'a> {
+    pub(crate) fn new(exchange: &'a mut Exchange, destination: &'a Destination) -> Self {
+        Self {
+            began: exchange.start,
+            exchange,
+            destination,
+            span: Span::none(),
+        }
+    }
+}
+
+impl Hook<UpstreamKey> for Tries<'_> {
+    fn started(&mut self, attempt: Attempt<'_, UpstreamKey>, head: &mut Parts) {
+        self.exchange.attempts = attempt.number;
+        self.exchange.upstream = Some(attempt.key.addr);
+        self.began = Instant::now();
+        if self.exchange.span.is_none() {
+            return;
+        }
+        self.span = tracing::info_span!(
+            target: "selvedge_span",
+            parent: &self.exchange.span,
+            "try",
+            otel.kind = "client",
+            otel.name = %format_args!("{} {}", self.exchange.method, self.destination.name()),
+            otel.status_code = Empty,
+            attempt = attempt.number,
+            server.address = %attempt.key.addr.ip(),
+            server.port = attempt.key.addr.port(),
+            outcome = Empty,
+        );
+        if let Some(context) = context_of(&self.span) {
+            context.inject(&mut head.headers);
+        }
+    }
+
+    fn ended(&mut self, attempt: Attempt<'_, UpstreamKey>, outcome: Outcome) {
+        let seconds = self.began.elapsed().as_secs_f64();
+        let metrics = self.destination.metrics();
+        metrics.tried(attempt.number, outcome, seconds);
+        if !self.span.is_none() {
+            self.span.record("outcome", outcome.as_str());
+            if outcome.is_failure() {
+                self.span.record("otel.status_code", "ERROR");
+            }
+            self.span = Span::none();
+        }
+    }
+}
