@@ -56,6 +56,8 @@ pub(crate) struct Pool(Mutex<HashMap<UpstreamKey, Idle>>);
 struct Idle {
     http1: Vec<(http1::SendRequest<OutBody>, Instant)>,
     http2: Vec<Shared2>,
+    /// One HTTP/2 connection is opened at a time: those who wait will share it.
+    dialling: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// An HTTP/2 connection and the streams on it.
@@ -95,6 +97,11 @@ impl Pool {
         Some(Lease2::new(shared))
     }
 
+    /// To be held by whoever opens an HTTP/2 connection to `key`.
+    pub(crate) fn dialling(&self, key: UpstreamKey) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(&self.0.lock().entry(key).or_default().dialling)
+    }
+
     /// Makes a new HTTP/2 connection known.
     pub(crate) fn add_http2(
         self: &Arc<Self>,
@@ -132,7 +139,8 @@ impl Pool {
                 let busy = shared.streams.load(Ordering::Relaxed) > 0;
                 !shared.sender.is_closed() && (busy || shared.used + IDLE * 15 > now)
             });
-            !idle.http1.is_empty() || !idle.http2.is_empty()
+            let dialled = Arc::strong_count(&idle.dialling) > 1;
+            dialled || !idle.http1.is_empty() || !idle.http2.is_empty()
         });
     }
 }

@@ -142,7 +142,7 @@ impl Upstream<'_> {
         loop {
             let (mut lease, reused) = match self.pool.share_http2(key, Instant::now()) {
                 Some(lease) => (lease, true),
-                None => (self.connect_http2(key).await?, false),
+                None => self.share_or_connect_http2(key).await?,
             };
             if lease.sender.ready().await.is_err() && reused {
                 continue;
@@ -213,6 +213,19 @@ impl Upstream<'_> {
             let _told_elsewhere = connection.with_upgrades().await;
         });
         Ok(sender)
+    }
+
+    async fn share_or_connect_http2(
+        &self,
+        key: UpstreamKey,
+    ) -> Result<(Lease2, bool), UpstreamError> {
+        let dialling = self.pool.dialling(key);
+        let _one_at_a_time = dialling.lock().await;
+        // Somebody may have opened one while we waited for our turn.
+        match self.pool.share_http2(key, Instant::now()) {
+            Some(lease) => Ok((lease, true)),
+            None => Ok((self.connect_http2(key).await?, false)),
+        }
     }
 
     async fn connect_http2(&self, key: UpstreamKey) -> Result<Lease2, UpstreamError> {

@@ -1,1 +1,7 @@
-//! In the making.
+//! The data path over real sockets: raw clients, raw and hyper upstreams.
+
+mod bodies;
+mod connections;
+mod refusals;
+mod retries;
+mod support;
