@@ -133,7 +133,6 @@ fn process(file: &File, listeners: usize) -> Result<Process, ConfigError> {
         workers,
         drain: written.drain.0,
         lame_duck: written.lame_duck.0,
-        upgrade_socket: written.upgrade_socket.clone(),
         watch: (!written.watch.0.is_zero()).then_some(written.watch.0),
     })
 }

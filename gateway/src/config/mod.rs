@@ -123,8 +123,6 @@ pub struct Process {
     pub drain: Duration,
     /// How long it goes on accepting, un-ready.
     pub lame_duck: Duration,
-    /// Where a successor asks for the sockets.
-    pub upgrade_socket: Option<std::path::PathBuf>,
     /// How often the file is looked at; `None` is never.
     pub watch: Option<Duration>,
 }

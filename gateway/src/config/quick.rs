@@ -27,7 +27,7 @@ pub fn quick(bind: SocketAddr, routes: &[String]) -> Result<String, String> {
         let endpoints = to
             .trim_end_matches('/')
             .split(',')
-            .map(|addr| addr.parse::<SocketAddr>())
+            .map(str::parse::<SocketAddr>)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| format!("{}: {error}", expected()))?;
         let endpoints: Vec<String> = endpoints.iter().map(|addr| format!("\"{addr}\"")).collect();

@@ -63,8 +63,7 @@ pub struct LimitsFile {
     /// Bytes of a request's head; more is answered 431. Default "32KiB": two thirds of the
     /// proxies compared allow 32 to 64 KiB.
     pub headers: ByteSize,
-    /// From the connection's start, or the end of the answer before, to the end of a head.
-    /// Default "75s": nginx `keepalive_timeout`, since hyper's one timer ends idle connections too.
+    /// How long a connection may be without a request. Default "75s": nginx `keepalive_timeout`.
     pub idle: Millis,
     /// Bytes of a request's body; more is answered 413. Not set: any size, streamed.
     pub body: Option<ByteSize>,
@@ -189,7 +188,7 @@ pub struct AccessLogFile {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProcessFile {
-    /// Threads that carry requests. Not set: one a core, as many as the hand-over of sockets takes.
+    /// Threads that carry requests. Not set: one a core.
     pub workers: Option<usize>,
     /// How long requests under way may go on after the end was asked for. Default "30s":
     /// Kubernetes' `terminationGracePeriodSeconds`.
@@ -197,8 +196,6 @@ pub struct ProcessFile {
     /// How long it goes on accepting, un-ready, so that those in front notice. Default "5s": one
     /// round of a load balancer's probes, as Envoy's and linkerd's guides advise.
     pub lame_duck: Millis,
-    /// Where a successor asks for the sockets; must be in a directory that others cannot enter.
-    pub upgrade_socket: Option<PathBuf>,
     /// How often the file is looked at for changes; "0s" for SIGHUP only. Default "1s".
     pub watch: Millis,
 }
@@ -209,7 +206,6 @@ impl Default for ProcessFile {
             workers: None,
             drain: Millis::new(30_000),
             lame_duck: Millis::new(5_000),
-            upgrade_socket: None,
             watch: Millis::new(1_000),
         }
     }

@@ -77,14 +77,13 @@ impl Trie {
     pub(super) fn leaf_mut(&mut self, prefix: &str) -> &mut Leaf {
         let mut at = 0;
         for segment in prefix.split('/').skip(1) {
-            at = match self.nodes[at].children.get(segment) {
-                Some(next) => next,
-                None => {
-                    let next = self.nodes.len();
-                    self.nodes.push(Node::default());
-                    self.nodes[at].children.insert(segment, next);
-                    next
-                }
+            at = if let Some(next) = self.nodes[at].children.get(segment) {
+                next
+            } else {
+                let next = self.nodes.len();
+                self.nodes.push(Node::default());
+                self.nodes[at].children.insert(segment, next);
+                next
             };
         }
         &mut self.nodes[at].leaf

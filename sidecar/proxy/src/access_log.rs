@@ -9,7 +9,7 @@ use std::{
     io::{self, Write},
     path::Path,
     sync::mpsc::{SyncSender, TrySendError, sync_channel},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
@@ -25,9 +25,20 @@ const WAITING: usize = 64;
 /// Where lines go. Clones share the file and its thread, which ends with the last of them.
 #[derive(Debug, Clone)]
 pub struct AccessLog {
-    buffers: SyncSender<Vec<u8>>,
+    buffers: SyncSender<Message>,
     dropped: Counter,
 }
+
+/// What the writing thread is told.
+#[derive(Debug)]
+enum Message {
+    Lines(Vec<u8>),
+    /// Everything before this is wanted on its way to the disk.
+    Sync(SyncSender<()>),
+}
+
+/// How long the end of a process may wait for the disk.
+const SYNC: Duration = Duration::from_secs(1);
 
 impl AccessLog {
     /// Opens `path` for appending; `-` is standard output.
@@ -40,13 +51,20 @@ impl AccessLog {
         } else {
             Box::new(OpenOptions::new().create(true).append(true).open(path)?)
         };
-        let (buffers, waiting) = sync_channel::<Vec<u8>>(WAITING);
+        let (buffers, waiting) = sync_channel::<Message>(WAITING);
         let dropped = metrics.log_dropped();
         let lost = dropped.clone();
         std::thread::Builder::new()
             .name("access-log".into())
             .spawn(move || {
-                for buffer in waiting {
+                for message in waiting {
+                    let buffer = match message {
+                        Message::Lines(buffer) => buffer,
+                        Message::Sync(done) => {
+                            let _whoever_waited_has_left = done.send(());
+                            continue;
+                        }
+                    };
                     if let Err(error) = out.write_all(&buffer).and_then(|()| out.flush()) {
                         lost.inc_by(lines(&buffer));
                         tracing::error!(%error, "access log lines could not be written");
@@ -54,6 +72,15 @@ impl AccessLog {
                 }
             })?;
         Ok(Self { buffers, dropped })
+    }
+
+    /// Waits, at most a second, until what was handed over is written: before a process ends.
+    /// Blocks.
+    pub fn sync(&self) {
+        let (done, wait) = sync_channel(1);
+        if self.buffers.send(Message::Sync(done)).is_ok() && wait.recv_timeout(SYNC).is_err() {
+            tracing::warn!("the access log was not written to its end");
+        }
     }
 
     /// A worker's own buffer.
@@ -127,8 +154,10 @@ impl LogBuffer {
 
     fn hand_over(&self, bytes: &mut Vec<u8>) {
         let full = std::mem::replace(bytes, Vec::with_capacity(BUFFER + (4 << 10)));
-        if let Err(TrySendError::Full(lost) | TrySendError::Disconnected(lost)) =
-            self.log.buffers.try_send(full)
+        if let Err(
+            TrySendError::Full(Message::Lines(lost))
+            | TrySendError::Disconnected(Message::Lines(lost)),
+        ) = self.log.buffers.try_send(Message::Lines(full))
         {
             self.log.dropped.inc_by(lines(&lost));
         }
@@ -142,7 +171,7 @@ impl Drop for LogBuffer {
 }
 
 fn rfc3339(second: u64) -> String {
-    let time = UNIX_EPOCH + std::time::Duration::from_secs(second);
+    let time = UNIX_EPOCH + Duration::from_secs(second);
     // "Tue, 15 Nov 1994 08:12:31 GMT" has every part; putting them in order is all that is left.
     let date = httpdate::fmt_http_date(time);
     let part = |range: std::ops::Range<usize>| date.get(range).unwrap_or_default();

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use selvedge_registry::{ServiceName, client::ServiceWatch};
 use selvedge_resilience::{
     TrafficPolicy,
@@ -30,9 +31,29 @@ pub(crate) type Held = (
 pub struct Destination {
     name: ServiceName,
     stack: Stack<UpstreamKey>,
-    watch: ServiceWatch,
     metrics: ClientMetrics,
+    source: Mutex<Source>,
+}
+
+/// Where the endpoints come from.
+#[derive(Debug)]
+struct Source {
+    watch: ServiceWatch,
     follower: AbortHandle,
+}
+
+impl Source {
+    fn follow(stack: &Stack<UpstreamKey>, watch: ServiceWatch) -> Self {
+        take_endpoints(stack, &watch);
+        let follower = tokio::spawn(follow(stack.clone(), watch.clone())).abort_handle();
+        Self { watch, follower }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
 }
 
 impl Destination {
@@ -50,16 +71,22 @@ impl Destination {
         metrics: &ProxyMetrics,
     ) -> Result<Arc<Self>, PolicyError> {
         let stack = Stack::new(policy)?;
-        take_endpoints(&stack, &watch);
-        let follower = tokio::spawn(follow(stack.clone(), watch.clone())).abort_handle();
+        let source = Mutex::new(Source::follow(&stack, watch));
         let metrics = metrics.destination(name.as_str());
         Ok(Arc::new(Self {
             name,
             stack,
-            watch,
             metrics,
-            follower,
+            source,
         }))
+    }
+
+    /// Follows another source from now on. What is known of endpoints that stay is kept.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, as [`new`](Self::new).
+    pub fn follow(&self, watch: ServiceWatch) {
+        *self.source.lock() = Source::follow(&self.stack, watch);
     }
 
     /// Takes a new policy at once; circuit, budget, limits and verdicts keep their state.
@@ -77,7 +104,7 @@ impl Destination {
 
     /// Whether anybody has said yet where it is.
     pub fn is_synced(&self) -> bool {
-        self.watch.current().synced
+        self.source.lock().watch.current().synced
     }
 
     /// The policies and their state.
@@ -121,12 +148,6 @@ impl Destination {
             "ejections": { "made": status.ejections.0, "not_allowed": status.ejections.1 },
             "endpoints": status.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
         })
-    }
-}
-
-impl Drop for Destination {
-    fn drop(&mut self) {
-        self.follower.abort();
     }
 }
 
