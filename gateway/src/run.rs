@@ -33,7 +33,12 @@ use pingora_core::{
 };
 use selvedge_proxy::{AccessLog, ProxyMetrics, Worker};
 use selvedge_registry::node::{
-    admin::Admin, drain::Drain, listen, readiness::Readiness, shutdown::Signals, telemetry,
+    admin::Admin,
+    drain::Drain,
+    listen,
+    readiness::Readiness,
+    shutdown::Signals,
+    telemetry::{self, TelemetryConfig},
 };
 
 use crate::{
