@@ -6,11 +6,9 @@ use arc_swap::ArcSwap;
 use http::request::Parts;
 use selvedge_proxy::{Admitted, Door, Limits, Refusal, Routed, Rules};
 
-use crate::{
-    config::{Cidr, Listener},
-    seats::Seats,
-    snapshot::Snapshot,
-};
+use selvedge_registry::node::cidr::Cidr;
+
+use crate::{config::Listener, seats::Seats, snapshot::Snapshot};
 
 /// One listener. All workers share it, and with it the seats.
 #[derive(Debug)]

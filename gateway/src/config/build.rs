@@ -149,7 +149,7 @@ fn registry(file: &File) -> Result<Vec<String>, ConfigError> {
     if let Some(server) = registry.servers.iter().find(|server| !is_base(server)) {
         return Err(file.error(
             "registry.servers",
-            format!("{server:?} is not a registry: expected \"http://10.0.0.5:7600\""),
+            format!("{server:?} is not a registry: expected \"http://10.0.0.5:7900\""),
         ));
     }
     if registry.servers.is_empty() {

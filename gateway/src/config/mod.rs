@@ -6,7 +6,6 @@
 //! the very same function.
 
 mod build;
-mod cidr;
 mod quick;
 pub mod written;
 
@@ -19,6 +18,7 @@ use selvedge_registry::{
     Endpoint, ServiceName,
     node::{
         admin::AdminConfig,
+        cidr::Cidr,
         config::{self as file, ConfigError},
         telemetry::TelemetryConfig,
     },
@@ -26,7 +26,7 @@ use selvedge_registry::{
 use selvedge_resilience::TrafficPolicy;
 
 use self::written::{AccessLogFile, GatewayFile, LimitsFile};
-pub use self::{build::MAX_SOCKETS, cidr::Cidr, quick::quick};
+pub use self::{build::MAX_SOCKETS, quick::quick};
 use crate::routing::RouteTable;
 
 /// A configuration that can be used.

@@ -10,7 +10,7 @@ bind = "127.0.0.1:0"
 limits = { headers = "16KiB", connections = 5 }
 trusted_proxies = ["10.0.0.0/8"]
 [registry]
-servers = ["http://127.0.0.1:7600"]
+servers = ["http://127.0.0.1:7900"]
 [services.orders]
 policy = "std"
 [services.legacy]
@@ -140,13 +140,13 @@ fn bad_files_are_refused_where_they_are_wrong() {
             &["listed twice"],
         ),
         (
-            "http://127.0.0.1:7600",
-            "127.0.0.1:7600",
+            "http://127.0.0.1:7900",
+            "127.0.0.1:7900",
             ":7:",
             &["is not a registry"],
         ),
         (
-            "[registry]\nservers = [\"http://127.0.0.1:7600\"]\n",
+            "[registry]\nservers = [\"http://127.0.0.1:7900\"]\n",
             "",
             ":6:",
             &["no [registry] to ask"],

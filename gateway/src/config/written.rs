@@ -95,7 +95,7 @@ impl Default for LimitsFile {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegistryFile {
-    /// Any of these is asked, as `"http://10.0.0.5:7600"`; more than one for failover.
+    /// Any of these is asked, as `"http://10.0.0.5:7900"`; more than one for failover.
     pub servers: Vec<String>,
 }
 

@@ -5,6 +5,7 @@
 //! learns them once.
 
 pub mod admin;
+pub mod cidr;
 pub mod config;
 pub mod drain;
 pub mod listen;

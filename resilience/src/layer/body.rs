@@ -117,8 +117,8 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.project();
-        match this.inner.poll_frame(cx) {
+        let mut this = self.project();
+        match this.inner.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(outcome) = frame.trailers_ref().and_then(grpc_outcome) {
                     *this.outcome = outcome;
@@ -130,6 +130,11 @@ where
                 {
                     end(this.guard, Outcome::Failure(FailureClass::Timeout));
                     return Poll::Ready(Some(Err(BodyError::Deadline)));
+                }
+                // Whoever knows the length does not ask again after the last byte: hyper drops a
+                // body that says so, and a drop would be a cancellation.
+                if this.inner.is_end_stream() {
+                    end(this.guard, *this.outcome);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -321,6 +321,21 @@ async fn permits_live_as_long_as_the_body_and_go_back_when_it_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_of_known_length_ends_with_its_last_byte_and_not_with_its_drop() {
+    let s = stack("bulkhead = 1", 1);
+    let ok = script(&[]);
+    let call = s.call(&ok, request(Method::GET, ""), ());
+    let mut body = call.await.expect("answer").into_body();
+    // As hyper does: read while it says that there is more, never ask after the end.
+    while !http_body::Body::is_end_stream(&body) {
+        body.frame().await.expect("a frame").expect("data");
+    }
+    drop(body);
+    let endpoint = &s.status().endpoints[0];
+    assert_eq!((endpoint.succeeded, endpoint.failed), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_dropped_at_any_point_leaves_nothing_behind() {
     let s = stack(
         &format!("{RETRY}\nbulkhead = 5\ntimeouts = {{ request = \"1s\" }}"),

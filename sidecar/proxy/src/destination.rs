@@ -4,7 +4,13 @@
 //! in each answer's body). A route that is edited, or a door that is rebuilt, keeps its
 //! destinations, and so circuits, budgets and verdicts survive.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use selvedge_registry::{ServiceName, client::ServiceWatch};
@@ -33,6 +39,8 @@ pub struct Destination {
     stack: Stack<UpstreamKey>,
     metrics: ClientMetrics,
     source: Mutex<Source>,
+    /// Whether anybody has ever said where it is: asked on every request.
+    heard: AtomicBool,
 }
 
 /// Where the endpoints come from.
@@ -78,6 +86,7 @@ impl Destination {
             stack,
             metrics,
             source,
+            heard: AtomicBool::new(false),
         }))
     }
 
@@ -110,6 +119,20 @@ impl Destination {
     /// The policies and their state.
     pub fn stack(&self) -> &Stack<UpstreamKey> {
         &self.stack
+    }
+
+    /// Waits for discovery's first word, as long as a connection may take: the first request to a
+    /// service, or after a start, is not refused for being early. Cancel-safe.
+    pub(crate) async fn heard_of(&self) {
+        if self.heard.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut watch = self.source.lock().watch.clone();
+        let word = tokio::time::timeout(self.connect_timeout(), watch.synced()).await;
+        if word.is_ok() {
+            take_endpoints(&self.stack, &watch);
+            self.heard.store(true, Ordering::Relaxed);
+        }
     }
 
     /// How long a new connection may take.

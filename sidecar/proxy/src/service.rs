@@ -215,6 +215,7 @@ async fn handle<D: Door>(
         websocket: client_side.is_some(),
     };
     let destination = &*routed.destination;
+    destination.heard_of().await;
     let result = destination
         .stack()
         .call(

@@ -20,6 +20,8 @@ async fn connections_are_reused_on_both_sides() {
     let answers = talk(proxy.addr, &format!("{}{LAST}", GET.repeat(9))).await;
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 10, "{answers}");
     assert_eq!(upstream.connections(), 1);
+    let endpoint = &proxy.destination.stack().status().endpoints[0];
+    assert_eq!((endpoint.succeeded, endpoint.failed), (10, 0));
 }
 
 #[tokio::test]
