@@ -8,7 +8,8 @@
 //! The balancer knows nothing of addresses: it is generic over a key.
 //!
 //! # Guarantees
-//! - A pick is two random draws and a compare; no lock, no allocation. Only where most members
+//! - A pick is two random draws and a compare; no lock, no allocation. Who was passed over for
+//!   long is tried again: costs grow old, and endpoints die. Only where most members
 //!   are ejected does it look further.
 //! - An ejected member is not picked while any other member is in.
 //! - A membership update keeps what is known of the members that stay; calls under way end
@@ -67,6 +68,9 @@ struct Endpoint<K> {
     key: K,
     weight: AtomicU32,
     pending: AtomicU32,
+    /// When it was picked last, and how many picks the balancer had made by then.
+    picked: AtomicU64,
+    picked_at: AtomicU64,
     ewma: PeakEwma,
     health: Health,
     succeeded: AtomicU64,
@@ -77,12 +81,33 @@ struct Endpoint<K> {
 /// The cost of an endpoint without history but with calls under way: it is tried one at a time.
 const UNPROVEN: f64 = 1e15;
 
+/// Nanoseconds added to every latency: endpoints a fraction of a millisecond apart are alike. A
+/// guess; on a loopback, where all is faster, a preference would follow the scheduler's moods.
+const GRAIN: f64 = 1e6;
+/// How much dearer an endpoint must be to be passed over. A guess between 1, which starves whoever
+/// was slow once of the calls that would show it is fast again (or dead), and 2, at which one call
+/// under way would no longer count.
+const NOISE: f64 = 1.5;
+
+/// A cost is a memory: who was passed over for this long, and for this many picks of others, is
+/// picked again, so that one that has become fast, or has died, is noticed. At most 3 % of a
+/// balancer's calls, and two a second, go the dearer way for it. A guess: half of the second in
+/// which a dead endpoint should be known.
+const FORGOTTEN: Duration = Duration::from_millis(500);
+const FORGOTTEN_PICKS: u64 = 32;
+
 impl<K> Endpoint<K> {
+    /// Whether nobody knows any more what a call to it costs.
+    fn is_forgotten(&self, now: Tick, picks: u64) -> bool {
+        self.pending.load(Ordering::Relaxed) == 0
+            && picks.saturating_sub(self.picked_at.load(Ordering::Relaxed)) >= FORGOTTEN_PICKS
+            && now.since(Tick(self.picked.load(Ordering::Relaxed))) >= FORGOTTEN
+    }
+
     fn load(&self, now: Tick) -> f64 {
         let pending = f64::from(self.pending.load(Ordering::Relaxed));
         let cost = if self.ewma.has_history() {
-            // An idle endpoint that cost nothing still costs a little more when busy.
-            (self.ewma.read(now) + 1.0) * (pending + 1.0)
+            (self.ewma.read(now) + GRAIN) * (pending + 1.0)
         } else if pending > 0.0 {
             UNPROVEN + pending
         } else {
@@ -116,6 +141,7 @@ struct Core<K> {
     members: ArcSwap<Vec<Arc<Endpoint<K>>>>,
     group: Arc<Group>,
     rng: Rng,
+    picks: AtomicU64,
 }
 
 /// Picks endpoints by two choices over peak EWMA. Clones share one membership.
@@ -146,6 +172,7 @@ impl<K: Key> Balancer<K> {
             members: ArcSwap::default(),
             group: Arc::new(group),
             rng,
+            picks: AtomicU64::new(0),
         })))
     }
 
@@ -182,6 +209,8 @@ impl<K: Key> Balancer<K> {
             key,
             weight: AtomicU32::new(1),
             pending: AtomicU32::new(0),
+            picked: AtomicU64::new(0),
+            picked_at: AtomicU64::new(0),
             ewma: PeakEwma::default(),
             health: Health::default(),
             succeeded: AtomicU64::new(0),
@@ -206,6 +235,9 @@ impl<K: Key> Balancer<K> {
             [only] => only,
             many => self.choose(many, avoid, started),
         };
+        let picks = core.picks.fetch_add(1, Ordering::Relaxed);
+        endpoint.picked.store(started.0, Ordering::Relaxed);
+        endpoint.picked_at.store(picks, Ordering::Relaxed);
         endpoint.pending.fetch_add(1, Ordering::Relaxed);
         Ok(Pick {
             endpoint: Arc::clone(endpoint),
@@ -227,8 +259,12 @@ impl<K: Key> Balancer<K> {
         // A random neighbour distance keeps the two distinct in one draw each.
         let step = 1 + self.0.rng.below(members.len() as u64 - 1) as usize;
         let (a, b) = (&members[first], &members[(first + step) % members.len()]);
+        let picks = self.0.picks.load(Ordering::Relaxed);
         match (usable(a), usable(b)) {
-            (true, true) if b.load(now) < a.load(now) => b,
+            (true, true) if a.is_forgotten(now, picks) => a,
+            (true, true) if b.is_forgotten(now, picks) => b,
+            // Alike: either, by the first draw.
+            (true, true) if b.load(now) * NOISE < a.load(now) => b,
             (true, _) => a,
             (false, true) => b,
             (false, false) => members[first..]

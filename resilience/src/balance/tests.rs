@@ -216,3 +216,30 @@ fn a_dropped_pick_gives_back_its_place() {
     drop(picks);
     assert_eq!(b.status(now).iter().map(|e| e.pending).sum::<u32>(), 0);
 }
+
+#[test]
+fn who_was_slow_once_is_tried_again_within_a_second_but_not_often() {
+    let b = balancer(3);
+    let mut now = Instant::now();
+    // Three calls each, endpoint 0 slow; then all are fast, but nobody knows.
+    drive(&b, now, 9, |key| {
+        (Outcome::Success, if key == 0 { 1_000 } else { 1 })
+    });
+    let start = now;
+    let mut tried = Vec::new();
+    for _ in 0..1_000 {
+        now += ms(5);
+        let pick = b.pick(now, None).expect("a pick");
+        if *pick.key() == 0 {
+            tried.push(now - start);
+        }
+        let rtt = if *pick.key() == 0 { 1_000 } else { 1 };
+        pick.complete(Outcome::Success, now + ms(rtt));
+    }
+    assert!(tried[0] <= ms(1_000), "{:?}", tried[0]);
+    assert!(
+        tried.len() <= 10,
+        "{} of 1000 went the dear way",
+        tried.len()
+    );
+}

@@ -396,7 +396,11 @@ impl<K: Key> Stack<K> {
             (Err(_), 1) if verdict.unprocessed => Duration::ZERO,
             _ => backoff::full_jitter(retry.backoff, number - 1, &self.0.rng),
         };
-        wait = wait.max(verdict.retry_after.unwrap_or_default());
+        // What one endpoint asks for says nothing of the next one, which is another where there are
+        // two.
+        if self.0.balancer.len() < 2 {
+            wait = wait.max(verdict.retry_after.unwrap_or_default());
+        }
         // Never sleep past the deadline: the answer at hand is the better one.
         if deadline.is_some_and(|deadline| now + wait >= deadline) {
             return None;

@@ -1,6 +1,6 @@
 //! What is below the stack: something that takes a request to one endpoint.
 
-use std::{fmt, future::Future};
+use std::{error::Error as StdError, fmt, future::Future, io};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -44,9 +44,36 @@ pub trait TransportError {
     }
 }
 
+/// Judged by the I/O error at the bottom, if there is one: a connection that did not come about is
+/// known whatever client wraps the error.
 impl TransportError for BoxError {
     fn class(&self) -> FailureClass {
+        let mut source: Option<&(dyn StdError + 'static)> = Some(&**self);
+        while let Some(error) = source {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return class_of(error.kind());
+            }
+            source = error.source();
+        }
         FailureClass::Other
+    }
+}
+
+fn class_of(kind: io::ErrorKind) -> FailureClass {
+    use io::ErrorKind as Kind;
+    match kind {
+        Kind::ConnectionRefused
+        | Kind::HostUnreachable
+        | Kind::NetworkUnreachable
+        | Kind::NetworkDown
+        | Kind::AddrNotAvailable => FailureClass::Connect,
+        Kind::ConnectionReset
+        | Kind::ConnectionAborted
+        | Kind::BrokenPipe
+        | Kind::UnexpectedEof
+        | Kind::NotConnected => FailureClass::Reset,
+        Kind::TimedOut => FailureClass::Timeout,
+        _ => FailureClass::Other,
     }
 }
 
@@ -98,5 +125,31 @@ where
             .await
             .map_err(Into::into)?;
         service.call(request).await.map_err(Into::into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("a client's own words")]
+    struct Client(#[source] io::Error);
+
+    #[test]
+    fn an_error_is_judged_by_what_is_at_its_bottom() {
+        let wrapped = |kind: io::ErrorKind| -> BoxError { Client(kind.into()).into() };
+        let cases = [
+            (
+                wrapped(io::ErrorKind::ConnectionRefused),
+                FailureClass::Connect,
+            ),
+            (wrapped(io::ErrorKind::ConnectionReset), FailureClass::Reset),
+            (wrapped(io::ErrorKind::TimedOut), FailureClass::Timeout),
+            ("no I/O at all".into(), FailureClass::Other),
+        ];
+        for (error, want) in cases {
+            assert_eq!(error.class(), want, "{error:?}");
+        }
     }
 }
