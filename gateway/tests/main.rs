@@ -1,1 +1,8 @@
-//! In the making.
+//! The gateway as its operators and clients see it: the real process, real sockets.
+
+mod limits;
+mod process;
+mod reload;
+mod routing;
+mod support;
+mod telemetry;

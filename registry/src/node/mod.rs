@@ -8,6 +8,7 @@ pub mod admin;
 pub mod cidr;
 pub mod config;
 pub mod drain;
+mod export;
 pub mod listen;
 pub mod metrics;
 pub mod readiness;

@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
+use super::export::OnItsOwnThread;
+
 /// What a process tells, and to whom.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -165,6 +167,8 @@ fn exporter(
         .with_timeout(Duration::from_secs(5))
         .build()
         .map_err(|error| refuse(error.to_string()))?;
+    let exporter = OnItsOwnThread::new(exporter)
+        .map_err(|error| refuse(format!("start its thread: {error}")))?;
     let resource = Resource::builder()
         .with_service_name(service.to_owned())
         .with_attribute(KeyValue::new("service.namespace", "selvedge"))
