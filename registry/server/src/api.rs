@@ -83,20 +83,21 @@ pub fn router(shared: Arc<Shared>) -> Router {
 
 /// A refusal on its way out.
 struct Refusal {
-    problem: Problem,
+    // Boxed: most results carry none.
+    problem: Box<Problem>,
     retry_after: Option<u32>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: &str, title: &str) -> Self {
         Self {
-            problem: Problem::new(status, code, title),
+            problem: Box::new(Problem::new(status, code, title)),
             retry_after: None,
         }
     }
 
     fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.problem = self.problem.detail(detail);
+        self.problem.detail = Some(detail.into());
         self
     }
 

@@ -21,6 +21,7 @@ use tokio::{net::TcpStream, task::AbortHandle, time::Instant};
 use crate::{
     catalogue::{NodeId, Record},
     gossip::Member,
+    log::Log,
     server::Shared,
 };
 
@@ -73,7 +74,7 @@ pub fn stream(
             let more = grown.notified();
             tokio::pin!(more);
             more.as_mut().enable();
-            if next == Some(shared.read_log(|log| log.next())) {
+            if next == Some(shared.read_log(Log::next)) {
                 let _a_heartbeat_then = tokio::time::timeout(HEARTBEAT, more).await;
                 tokio::time::sleep(COALESCE).await;
             }
@@ -88,23 +89,22 @@ fn batch(shared: &Shared, next: Option<u64>) -> (String, u64) {
     let mut text = String::new();
     let entries =
         next.and_then(|next| shared.read_log(|log| log.since(next).map(|e| (e, log.next()))));
-    let now = match entries {
-        Some((entries, now)) => {
-            for entry in entries {
-                text += &format!("{{\"record\":{entry}}}\n");
+    let now = if let Some((entries, now)) = entries {
+        for entry in entries {
+            for part in ["{\"record\":", &entry, "}\n"] {
+                text.push_str(part);
             }
-            now
         }
-        None => {
-            // First where the log stands, then the catalogue: what happens in between comes twice,
-            // never not at all.
-            let now = shared.read_log(crate::log::Log::next);
-            let records: Vec<Record> = shared.read(|c| c.records().cloned().collect());
-            for record in records {
-                text += &line(&Frame::Record(record));
-            }
-            now
+        now
+    } else {
+        // First where the log stands, then the catalogue: what happens in between comes twice,
+        // never not at all.
+        let now = shared.read_log(Log::next);
+        let records: Vec<Record> = shared.read(|c| c.records().cloned().collect());
+        for record in records {
+            text += &line(&Frame::Record(record));
         }
+        now
     };
     let hash = shared.read(crate::catalogue::Catalogue::hash);
     text += &line(&Frame::At(Position {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use selvedge_registry::{InstanceStatus, client::Discovery};
+use selvedge_registry_server::catalogue::Catalogue;
 
 use crate::support::{client, cluster, eventually, instance, name, start};
 
@@ -99,10 +100,10 @@ async fn a_server_that_joins_late_knows_everything_before_it_answers() {
     let late = start("n4", &[b.gossip_addr()]).await;
     let mut serving = late.shared().serving();
     serving.wait_for(|serving| *serving).await.expect("serves");
-    assert_eq!(late.shared().read(|catalogue| catalogue.len()), 50);
-    let hash = a.shared().read(|catalogue| catalogue.hash());
+    assert_eq!(late.shared().read(Catalogue::len), 50);
+    let hash = a.shared().read(Catalogue::hash);
     eventually("the same catalogue", || async {
-        late.shared().read(|c| c.hash()) == hash
+        late.shared().read(Catalogue::hash) == hash
     })
     .await;
 }
