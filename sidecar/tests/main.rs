@@ -1,1 +1,6 @@
-//! In the making.
+//! The sidecar as its app, its callers and its operator see it: the real process, real sockets.
+
+mod app;
+mod mesh;
+mod process;
+mod support;

@@ -159,7 +159,8 @@ impl Gossip {
     }
 }
 
-fn text(state: MemberState) -> &'static str {
+/// A state as it is gossiped, and shown.
+pub(crate) fn text(state: MemberState) -> &'static str {
     match state {
         MemberState::Joining => "joining",
         MemberState::Serving => "serving",

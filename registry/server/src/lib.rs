@@ -29,6 +29,7 @@ pub mod gossip;
 pub mod hub;
 pub mod lease;
 pub mod log;
+pub mod metrics;
 pub mod replicate;
 pub mod server;
 

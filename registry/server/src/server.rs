@@ -466,6 +466,7 @@ impl RegistryServer {
             renewals: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
         });
+        crate::metrics::show(&shared, &admin.metrics);
         let mut tasks = JoinSet::new();
         tasks.spawn(replicate::follow_everybody(Arc::clone(&shared)));
         tasks.spawn(sweep_for_ever(Arc::clone(&shared)));

@@ -2,10 +2,10 @@
 
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
-use selvedge_registry::problem::Problem;
+use selvedge_registry::{client::Discovery, problem::Problem};
 use selvedge_registry_server::RegistryServer;
 
-use crate::support::{eventually, start};
+use crate::support::{client, eventually, name, start, with_metrics};
 
 async fn ask(server: &RegistryServer, method: &str, path: &str, body: &str) -> (u16, Vec<u8>) {
     let stream = tokio::net::TcpStream::connect(server.shared().http)
@@ -181,4 +181,34 @@ async fn a_server_that_is_catching_up_says_so_instead_of_answering() {
         "but it listens"
     );
     eventually("alone", || async { server.shared().is_serving() }).await;
+}
+
+#[tokio::test]
+async fn what_an_operator_watches_is_counted() {
+    let (server, metrics) = with_metrics("n1").await;
+    eventually("serves", || async { server.shared().is_serving() }).await;
+    let path = "/v1/services/orders/instances/i1";
+    let body = r#"{"addr":"127.0.0.1:4001","ttl":"1s"}"#;
+    assert_eq!(ask(&server, "PUT", path, body).await.0, 200);
+    let lease = format!("{path}/lease");
+    assert_eq!(ask(&server, "PUT", &lease, "").await.0, 204);
+    let shows = |line: &str| metrics.text().lines().any(|l| l == line);
+    for line in [
+        "selvedge_registry_members{state=\"serving\"} 1",
+        "selvedge_registry_members{state=\"draining\"} 0",
+        "selvedge_registry_instances{status=\"up\"} 1",
+        "selvedge_registry_renewals_total 1",
+        "selvedge_registry_watchers 0",
+    ] {
+        eventually(line, || async { shows(line) }).await;
+    }
+    let watch = client(&[&server]).watch(&name("orders"));
+    for line in [
+        "selvedge_registry_watchers 1",
+        "selvedge_registry_evictions_total 1",
+        "selvedge_registry_instances{status=\"up\"} 0",
+    ] {
+        eventually(line, || async { shows(line) }).await;
+    }
+    drop(watch);
 }

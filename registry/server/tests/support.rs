@@ -3,7 +3,9 @@
 use std::{future::Future, net::SocketAddr, time::Duration};
 
 use selvedge_registry::{
-    Instance, InstanceId, ServiceName, client::RegistryClient, node::admin::Admin,
+    Instance, InstanceId, ServiceName,
+    client::RegistryClient,
+    node::{admin::Admin, metrics::Metrics},
 };
 use selvedge_registry_server::{RegistryConfig, RegistryServer};
 
@@ -38,6 +40,13 @@ pub(crate) async fn start(node: &str, seeds: &[SocketAddr]) -> RegistryServer {
     RegistryServer::start(&config(node, seeds), &Admin::default())
         .await
         .expect("starts")
+}
+
+/// A server, and what it counts.
+pub(crate) async fn with_metrics(node: &str) -> (RegistryServer, Metrics) {
+    let admin = Admin::default();
+    let server = RegistryServer::start(&config(node, &[]), &admin).await;
+    (server.expect("starts"), admin.metrics)
 }
 
 /// Three servers that know each other and serve.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus_client::{
-    encoding::text::encode,
+    encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text::encode},
+    metrics::MetricType,
     registry::{Metric, Registry, Unit},
 };
 
@@ -134,6 +135,69 @@ impl Metrics {
     }
 }
 
+/// One value of a metric that is asked for when somebody looks: its labels, and the number.
+pub type Sample = (Vec<(&'static str, String)>, u64);
+
+/// A metric whose values live elsewhere already; counting them twice would let them differ.
+#[derive(Clone)]
+pub struct Observed {
+    kind: MetricType,
+    read: Arc<dyn Fn() -> Vec<Sample> + Send + Sync>,
+}
+
+impl Observed {
+    /// A value that goes up and down.
+    pub fn gauge(read: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self::gauges(move || vec![(Vec::new(), read())])
+    }
+
+    /// Values that go up and down, by label.
+    pub fn gauges(read: impl Fn() -> Vec<Sample> + Send + Sync + 'static) -> Self {
+        Self {
+            kind: MetricType::Gauge,
+            read: Arc::new(read),
+        }
+    }
+
+    /// A value that only grows.
+    pub fn counter(read: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self {
+            kind: MetricType::Counter,
+            read: Arc::new(move || vec![(Vec::new(), read())]),
+        }
+    }
+}
+
+impl std::fmt::Debug for Observed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observed")
+            .field("samples", &(self.read)())
+            .finish_non_exhaustive()
+    }
+}
+
+impl EncodeMetric for Observed {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> std::fmt::Result {
+        for (labels, value) in (self.read)() {
+            let labels: Vec<_> = labels.iter().map(|(k, v)| (*k, v.as_str())).collect();
+            let one = |encoder: &mut MetricEncoder<'_>| match self.kind {
+                MetricType::Counter => encoder.encode_counter::<NoLabelSet, _, u64>(&value, None),
+                _ => encoder.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX)),
+            };
+            if labels.is_empty() {
+                one(&mut encoder)?;
+            } else {
+                one(&mut encoder.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        self.kind
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,5 +221,21 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("selvedge_retry_attempts_total 1"), "{text}");
+    }
+    #[test]
+    fn what_lives_elsewhere_is_read_when_somebody_looks() {
+        let metrics = Metrics::default();
+        let by_state = || vec![(vec![("state", "serving".to_owned())], 3)];
+        metrics.register(Name::RegistryMembers, Observed::gauges(by_state));
+        metrics.register(Name::RegistryEvictions, Observed::counter(|| 7));
+        let text = metrics.text();
+        for line in [
+            "# TYPE selvedge_registry_members gauge",
+            "selvedge_registry_members{state=\"serving\"} 3",
+            "# TYPE selvedge_registry_evictions counter",
+            "selvedge_registry_evictions_total 7",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
     }
 }
