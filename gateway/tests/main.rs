@@ -4,5 +4,6 @@ mod limits;
 mod process;
 mod reload;
 mod routing;
+mod shipped;
 mod support;
 mod telemetry;

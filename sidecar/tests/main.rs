@@ -3,4 +3,5 @@
 mod app;
 mod mesh;
 mod process;
+mod shipped;
 mod support;

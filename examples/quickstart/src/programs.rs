@@ -8,14 +8,7 @@ use tokio::process::Command;
 
 use crate::ui::Ui;
 
-/// Packages whose binaries the mesh consists of, and those binaries.
-const PACKAGES: [&str; 5] = [
-    "selvedge-registry-server",
-    "selvedge-gateway",
-    "selvedge-sidecar",
-    "selvedge-cli",
-    "selvedge-quickstart",
-];
+/// What the mesh consists of.
 const BINARIES: [&str; 5] = [
     "selvedge-registry",
     "selvedge-gateway",
@@ -69,10 +62,16 @@ async fn cargo_build(dir: &Path) -> anyhow::Result<()> {
     // Under `cargo run`, the cargo that ran us.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--bins", "--profile", profile]);
-    for package in PACKAGES {
-        command.args(["-p", package]);
-    }
+    // The whole workspace, as `cargo quickstart` itself is built from: with fewer packages cargo
+    // would choose other features, and build this very program anew while it runs.
+    command.args([
+        "build",
+        "--quiet",
+        "--workspace",
+        "--bins",
+        "--profile",
+        profile,
+    ]);
     let status = command
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::null())

@@ -154,7 +154,7 @@ pub(crate) fn what_to_try(ui: &Ui, mesh: &Mesh) {
     ui.line(format!("    curl -i -H 'Host: nobody' http://{gateway}/"));
     ui.line(format!("    curl -s http://{registry}/v1/services"));
     ui.line(format!(
-        "    curl -Ns http://{registry}/v1/watch?services=catalog"
+        "    curl -Ns http://{registry}/v1/watch?service=catalog"
     ));
     if let Some(balancer) = mesh.balancers.iter().find(|it| it.owner == "gateway-1") {
         ui.line(format!("    curl -s http://{}/clusters", balancer.admin));
