@@ -6,6 +6,11 @@ use anyhow::Context;
 use clap::Parser;
 use selvedge_registry::node::config::{ConfigError, EXIT_CODE};
 
+/// A request is some thirty small allocations, freed on the thread that made them: what mimalloc is
+/// best at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Brings the mesh to an app: registers it, watches its health, carries calls to it and from it.
 #[derive(Debug, Parser)]
 #[command(
