@@ -191,7 +191,11 @@ impl Sidecar {
     /// Keeps the registry's word of the app true until a signal comes, then leaves in order.
     async fn until_told_to_leave(mut self, mut signals: Signals) {
         let mut unsynced = self.registry.as_ref().map(|_| {
-            let why = "no registry server has answered yet";
+            let why = if self.app.is_some() {
+                "no registry server has taken the app's registration yet"
+            } else {
+                "no registry server has answered yet"
+            };
             self.admin.readiness.wait_for("registry", why)
         });
         let (mut tidies, mut sync_looks) = (interval(TIDY), interval(SYNC_LOOK));
@@ -203,7 +207,7 @@ impl Sidecar {
                 },
                 _ = tidies.tick() => self.outbound.door().tidy(),
                 _ = sync_looks.tick(), if unsynced.is_some() => {
-                    if self.registry.as_ref().is_none_or(RegistryClient::is_synced) {
+                    if self.is_known_to_the_registry() {
                         unsynced = None;
                     }
                 }
@@ -229,6 +233,17 @@ impl Sidecar {
         if flush.await.is_err() {
             tracing::warn!("logs and spans may not have been written to their end");
         }
+    }
+
+    /// Whether a registry server has been spoken to: it has the app, where there is one, and has
+    /// told us of every service that was asked for.
+    fn is_known_to_the_registry(&self) -> bool {
+        let has_app = |app: &App| {
+            let registration = app.registration.as_ref();
+            registration.is_some_and(Registration::is_registered)
+        };
+        self.registry.as_ref().is_none_or(RegistryClient::is_synced)
+            && self.app.as_ref().is_none_or(has_app)
     }
 
     async fn leave(&mut self) {

@@ -79,5 +79,11 @@ fn a_registry_that_is_away_is_named_where_operators_look() {
     let answer = crate::support::ask(sidecar.port("inbound"), "orders", "/").expect("an answer");
     assert_eq!(crate::support::status(&answer), 200, "{answer}");
     let log = || sidecar.read("log");
-    crate::support::eventually("the log names the server", || log().contains("127.0.0.1:9"));
+    crate::support::eventually("the log names the server, and why", || {
+        log().contains("127.0.0.1:9: Connection refused")
+    });
+    // Nobody can find the app, so it does not count as ready.
+    let readyz = sidecar.admin("/readyz");
+    assert_eq!(crate::support::status(&readyz), 503, "{readyz}");
+    assert!(readyz.contains("registration"), "{readyz}");
 }

@@ -57,6 +57,16 @@ pub enum ClientError {
     },
 }
 
+/// An error and what caused it, as one line: a log that only says "connect" sends nobody to the
+/// right place.
+pub(super) fn with_causes(error: &ClientError) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
 /// A server's answer, whatever its status.
 #[derive(Debug, Clone)]
 pub struct Reply {

@@ -7,7 +7,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Servers, http::Http};
+use super::{
+    Servers,
+    http::{Http, with_causes},
+};
 use crate::{
     instance::{Instance, InstanceStatus},
     wire::{RegisterRequest, RenewRequest},
@@ -59,6 +62,11 @@ impl Registration {
     /// Resolves once a server has accepted the instance. Cancel-safe.
     pub async fn registered(&mut self) {
         let _ended = self.registered.wait_for(|registered| *registered).await;
+    }
+
+    /// Whether a server has it, as far as we know.
+    pub fn is_registered(&self) -> bool {
+        *self.registered.borrow()
     }
 
     /// Takes the instance out of the registry; resolves when a server has confirmed it, or after
@@ -209,7 +217,7 @@ impl Task {
         let reply = match self.http.call(&server, method, path, body, limit).await {
             Ok(reply) => reply,
             Err(error) => {
-                tracing::warn!(service = %self.instance.service, server = %server, error = %error, "registry call failed");
+                tracing::warn!(service = %self.instance.service, server = %server, error = %with_causes(&error), "registry call failed");
                 self.servers.fail_over(&server);
                 return None;
             }

@@ -16,7 +16,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     STALL, Servers,
     discovery::{EndpointSnapshot, ServiceWatch, Slot},
-    http::{ClientError, Http, within},
+    http::{ClientError, Http, with_causes, within},
     sse::{Event, Parser},
 };
 use crate::{
@@ -111,7 +111,7 @@ async fn run(shared: std::sync::Weak<Shared>, servers: Arc<Servers>) {
             // A new service joined the set: same server, same view.
             Ok(()) => continue,
             Err(error) => {
-                tracing::debug!(server = %server, error = %error, "registry watch ended");
+                tracing::debug!(server = %server, error = %with_causes(&error), "registry watch ended");
                 servers.fail_over(&server);
             }
         }
