@@ -13,6 +13,7 @@
 //! # What it does not do
 //! Choose an endpoint (the balancer's business) or judge its health (the callers' own).
 
+pub mod connect;
 mod discovery;
 mod http;
 mod registrar;
