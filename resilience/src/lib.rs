@@ -7,6 +7,7 @@
 //! | one try fails, the next would not | retry with backoff, on a budget | [`retry`] |
 //! | the callee is down and calls pile up | circuit breaker | [`breaker`] |
 //! | the callee is slow and calls pile up | deadline, bulkhead | [`TimeoutLayer`], [`bulkhead`] |
+//! | one method, tenant or key of many is bad | a core for each key | [`keyed`] |
 //! | one endpoint of many is bad | balancing by cost, outlier ejection | [`balance`] |
 //! | more is asked than can be done | rate limit | [`rate_limit`] |
 //! | nobody waits for the answer any more | a deadline that travels | [`context::deadline`] |
@@ -83,6 +84,7 @@ pub mod bulkhead;
 mod clock;
 pub mod config;
 pub mod context;
+pub mod keyed;
 #[cfg(feature = "tower")]
 pub mod layer;
 pub mod outcome;

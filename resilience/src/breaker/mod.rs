@@ -37,6 +37,7 @@ use self::window::TimeWindow;
 pub use self::{config::BreakerConfig, window::Counts};
 use crate::{
     clock::{Tick, nanos},
+    keyed::Keep,
     outcome::{Outcome, Policy, Reason, Rejected},
     sync::{AtomicU32, AtomicU64, Ordering},
 };
@@ -274,6 +275,26 @@ impl CircuitBreaker {
             opened: core.opened.load(Ordering::Relaxed),
             rejected: core.rejected.load(Ordering::Relaxed),
             stale: core.stale.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Keep for CircuitBreaker {
+    /// An open circuit stays until its time is over, a half-open one until its probes are, an
+    /// overridden one until the operator takes that back.
+    fn keep_for(&self, now: Instant) -> Duration {
+        let tick = Tick::at(now);
+        match self.state() {
+            State::Closed => Duration::ZERO,
+            // One more than until then: at its very deadline a circuit is still open.
+            State::Open => Tick(self.0.open_until.load(Ordering::Acquire))
+                .plus(Duration::from_nanos(1))
+                .since(tick),
+            State::HalfOpen => {
+                let since = Tick(self.0.half_open_since.load(Ordering::Acquire));
+                since.plus(self.0.config.load().probe_wait.0).since(tick)
+            }
+            State::ForcedOpen | State::Disabled => Duration::MAX,
         }
     }
 }

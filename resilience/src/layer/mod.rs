@@ -3,6 +3,7 @@
 //! | | for |
 //! |---|---|
 //! | [`BreakerLayer`], [`BulkheadLayer`], [`RateLimitLayer`] | one policy around any HTTP service |
+//! | [`KeyedLayer`] | one of them for each key of a request |
 //! | [`TimeoutLayer`] | a total deadline, read from and written to the wire |
 //! | [`Stack`] | all of them towards one destination, in the order that works |
 //!
@@ -16,6 +17,7 @@
 
 mod body;
 mod guard;
+mod keyed;
 mod policy_layer;
 mod replay;
 mod stack;
@@ -27,6 +29,7 @@ use std::fmt;
 pub use self::{
     body::{BodyError, GuardedBody},
     guard::{CallGuard, Completes},
+    keyed::{KeyedLayer, KeyedService},
     policy_layer::{
         Admission, BreakerLayer, BulkheadLayer, PolicyFuture, PolicyLayer, PolicyService,
         RateLimitLayer,

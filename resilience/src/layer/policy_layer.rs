@@ -102,18 +102,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.core.admit(tokio::time::Instant::now().into_std()) {
-            Ok(permit) => PolicyFuture {
-                inner: Some(self.inner.call(request)),
-                guard: Some(CallGuard::new(permit)),
-                rejected: None,
-            },
-            Err(rejected) => PolicyFuture {
-                inner: None,
-                guard: None,
-                rejected: Some(rejected),
-            },
-        }
+        let now = tokio::time::Instant::now().into_std();
+        PolicyFuture::new(self.core.admit(now), || self.inner.call(request))
     }
 }
 
@@ -125,6 +115,28 @@ pin_project! {
         inner: Option<F>,
         guard: Option<CallGuard<G>>,
         rejected: Option<Rejected>,
+    }
+}
+
+impl<F, G: Completes> PolicyFuture<F, G> {
+    /// Makes the call if it was admitted.
+    pub(super) fn new(admitted: Result<G, Rejected>, call: impl FnOnce() -> F) -> Self {
+        match admitted {
+            Ok(permit) => {
+                // First the guard: a service that panics in `call` still gives the permit back.
+                let guard = CallGuard::new(permit);
+                Self {
+                    inner: Some(call()),
+                    guard: Some(guard),
+                    rejected: None,
+                }
+            }
+            Err(rejected) => Self {
+                inner: None,
+                guard: None,
+                rejected: Some(rejected),
+            },
+        }
     }
 }
 
