@@ -256,6 +256,8 @@ pub enum MemberState {
     Serving,
     /// Leaving: hands its leases over.
     Draining,
+    /// Has left: nobody misses it.
+    Left,
     /// No longer heard of.
     Dead,
 }

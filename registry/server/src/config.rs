@@ -1,6 +1,6 @@
 //! `registry.toml`: one server of the registry.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use selvedge_registry::{
     Locality, ServiceName,
@@ -22,6 +22,10 @@ pub struct RegistryConfig {
     pub locality: Locality,
     /// The API's address. Default "127.0.0.1:7900".
     pub http: SocketAddr,
+    /// Where it keeps what must survive a restart, one directory for each server. Not set: nothing
+    /// survives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
     /// Gossip.
     pub gossip: GossipConfig,
     /// The admin port.
@@ -63,6 +67,7 @@ impl Default for RegistryConfig {
             cluster: ServiceName::new("selvedge").expect("a valid name"),
             locality: Locality::default(),
             http: SocketAddr::from(([127, 0, 0, 1], 7900)),
+            state_dir: None,
             gossip: GossipConfig::default(),
             admin: AdminConfig::default(),
             telemetry: TelemetryConfig::default(),

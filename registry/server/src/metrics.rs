@@ -47,6 +47,7 @@ fn members_by_state(shared: &Shared) -> Vec<Sample> {
         (text(MemberState::Joining), 0),
         (text(MemberState::Serving), 0),
         (text(MemberState::Draining), 0),
+        (text(MemberState::Left), 0),
     ]);
     for member in shared.members().borrow().values() {
         *count.entry(text(member.state)).or_default() += 1;

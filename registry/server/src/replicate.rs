@@ -124,7 +124,7 @@ pub async fn follow_everybody(shared: Arc<Shared>) {
         following.retain(|(node, generation), task| {
             let alive = now
                 .get(node)
-                .is_some_and(|member| member.generation == *generation);
+                .is_some_and(|member| member.generation == *generation && member.is_present());
             if !alive {
                 task.abort();
             }
@@ -132,7 +132,8 @@ pub async fn follow_everybody(shared: Arc<Shared>) {
         });
         for (node, member) in now {
             let key = (Arc::clone(&node), member.generation);
-            if node == shared.node || following.contains_key(&key) {
+            let known = following.contains_key(&key);
+            if node == shared.node || known || !member.is_present() {
                 continue;
             }
             let task = tokio::spawn(follow(Arc::clone(&shared), node, member));

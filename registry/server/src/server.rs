@@ -29,7 +29,7 @@ use crate::{
     api,
     catalogue::{Body, Catalogue, Change, Clock, NodeId, Record, Stamp},
     config::RegistryConfig,
-    gossip::{Gossip, Members},
+    gossip::{Gossip, Member, Members, generation},
     hub::Hub,
     lease::{Key, Leases, guardian},
     log::Log,
@@ -56,6 +56,9 @@ pub enum StartError {
         /// Why.
         source: anyhow::Error,
     },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] generation::StateError),
     /// The runtime would not take the listener.
     #[error("serve the API")]
     Serve(#[from] std::io::Error),
@@ -108,6 +111,13 @@ fn wall_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn wall_ns() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn now() -> Instant {
@@ -337,7 +347,7 @@ impl Shared {
     /// An instance whose server is gone has one full lease to renew elsewhere; one server, the same
     /// in everybody's eyes, counts it.
     fn adopt_orphans(&self, state: &mut State, members: &Members, at: Instant) {
-        let alive = |node: &str| members.contains_key(node);
+        let alive = |node: &str| members.get(node).is_some_and(Member::is_present);
         let orphans: Vec<(Key, Duration, bool)> = state
             .catalogue
             .records()
@@ -359,7 +369,8 @@ impl Shared {
             })
             .collect();
         for (key, ttl, orphan) in orphans {
-            let nodes = members.keys().map(|node| &**node);
+            let present = members.iter().filter(|(_, member)| member.is_present());
+            let nodes = present.map(|(node, _)| &**node);
             let mine = guardian(&key, nodes) == Some(&*self.node);
             if orphan && mine {
                 state.leases.adopt(&key, ttl, at);
@@ -427,7 +438,12 @@ impl RegistryServer {
         let listener = listen::bind("registry API", config.http)?;
         let http = listener.local_addr()?;
         let ready = admin.readiness.wait_for("registry", "joining the cluster");
-        let generation = fastrand::u64(..1 << 20) | (wall_ms() << 20);
+        let life = generation::begin(config.state_dir.as_deref(), wall_ns())?;
+        if !life.wait.is_zero() {
+            tracing::warn!(wait = ?life.wait, "started too often, joining later");
+            tokio::time::sleep(life.wait).await;
+        }
+        let generation = life.generation;
         let node: NodeId = match &config.node {
             Some(name) => name.as_str().into(),
             None => format!("registry-{:08x}", fastrand::u32(..)).into(),
@@ -472,6 +488,13 @@ impl RegistryServer {
         tasks.spawn(sweep_for_ever(Arc::clone(&shared)));
         let alone_after = (!gossip_config.seeds.is_empty()).then_some(gossip_config.join_timeout.0);
         tasks.spawn(become_ready(Arc::clone(&shared), alone_after, ready));
+        let name = admin.readiness.wait_for("name", "not asked yet");
+        let superseded = gossip.superseded();
+        tasks.spawn(step_down_if_superseded(
+            Arc::clone(&shared),
+            superseded,
+            name,
+        ));
         let (stop, mut stopped) = watch::channel(false);
         let api = tokio::spawn(api::serve(listener, Arc::clone(&shared), async move {
             let _stopped_or_dropped = stopped.wait_for(|stop| *stop).await;
@@ -547,6 +570,35 @@ async fn sweep_for_ever(shared: Arc<Shared>) {
         // A server that is catching up judges nobody.
         if shared.is_serving() {
             shared.sweep(round.is_multiple_of(5));
+        }
+    }
+}
+
+/// Of two processes with one name the one with the lower generation stops to serve: the others
+/// listen to the higher only.
+async fn step_down_if_superseded(
+    shared: Arc<Shared>,
+    mut superseded: watch::Receiver<Option<u64>>,
+    ready: ReadyGuard,
+) {
+    let mut stepped_down = false;
+    loop {
+        let later = *superseded.borrow_and_update();
+        if let Some(later) = later {
+            ready.not_ready(format!(
+                "another process is called {} too, with the later generation {later}: this one \
+                 ({}) stepped down; give it a name of its own",
+                shared.node, shared.generation
+            ));
+            stepped_down |= shared.serving.send_replace(false);
+        } else {
+            if std::mem::take(&mut stepped_down) {
+                shared.serving.send_replace(true);
+            }
+            ready.ready();
+        }
+        if superseded.changed().await.is_err() {
+            return;
         }
     }
 }
