@@ -11,6 +11,7 @@
 //! - [`client`] (feature `client`, default): services by name, kept up to date by one task however
 //!   many there are; registration that is renewed until it is dropped.
 //! - [`node`] (feature `node`): what every mesh process is, whatever else it does.
+//! - [`ring`]: which instance of a service owns a key, and a layer that takes requests there.
 //! - [`problem`]: the errors that any of them shows to an HTTP client (RFC 9457).
 //!
 //! ```no_run
@@ -45,6 +46,7 @@ pub mod name;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod problem;
+pub mod ring;
 pub mod wire;
 
 pub use instance::{AppProtocol, Endpoint, Instance, InstanceStatus, Locality, Revision};
