@@ -81,6 +81,7 @@
 pub mod balance;
 pub mod breaker;
 pub mod bulkhead;
+pub mod classify;
 mod clock;
 pub mod config;
 pub mod context;
@@ -92,7 +93,9 @@ mod policy;
 pub mod rate_limit;
 pub mod retry;
 mod rng;
+mod slices;
 mod sync;
+pub mod throttle;
 
 pub use outcome::{FailureClass, Outcome, Policy, Reason, Rejected};
 pub use policy::{Timeouts, TrafficPolicy};

@@ -6,7 +6,7 @@
 
 mod units;
 
-pub use units::{BackoffRange, BudgetSpec, ByteSize, Millis, Rate, Ratio, UnitError};
+pub use units::{BackoffRange, BudgetSpec, ByteSize, Millis, Rate, Ratio, ShareSpec, UnitError};
 
 /// A policy that cannot work: which field, what it says, what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

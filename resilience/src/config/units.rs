@@ -342,6 +342,49 @@ impl fmt::Display for BudgetSpec {
 
 as_text!(BudgetSpec, r#"a retry budget, as "20% min 3/s""#);
 
+/// A share of what is under way, with a floor, written `"50%"` or `"50% min 10"`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ShareSpec {
+    /// For each call under way.
+    pub ratio: Ratio,
+    /// Allowed whatever is under way.
+    pub min: u32,
+}
+
+impl FromStr for ShareSpec {
+    type Err = UnitError;
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let fail = || {
+            error(
+                text,
+                "a share of what is under way",
+                r#""50%" or "50% min 10""#,
+            )
+        };
+        let (ratio, min) = text.split_once("min").unwrap_or((text, "0"));
+        Ok(Self {
+            ratio: ratio.trim().parse().map_err(|_| fail())?,
+            min: min.trim().parse().map_err(|_| fail())?,
+        })
+    }
+}
+
+impl fmt::Display for ShareSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.ratio)?;
+        if self.min == 0 {
+            Ok(())
+        } else {
+            write!(f, " min {}", self.min)
+        }
+    }
+}
+
+as_text!(
+    ShareSpec,
+    r#"a share of what is under way, as "50% min 10""#
+);
+
 /// From the first wait to the longest, written `"25ms..250ms"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackoffRange {
@@ -417,6 +460,7 @@ mod tests {
             ("5/10s", "5/10s"),
         ]);
         round::<BudgetSpec>(&[("20% min 3/s", "20% min 3/s"), ("20%", "20%")]);
+        round::<ShareSpec>(&[("50% min 10", "50% min 10"), ("20%", "20%")]);
         round::<BackoffRange>(&[("25ms..250ms", "25ms..250ms"), ("1s", "1s..1s")]);
     }
 
@@ -436,6 +480,9 @@ mod tests {
             assert!(text.parse::<Ratio>().is_err(), "{text}");
         }
         assert!("20% min 3".parse::<BudgetSpec>().is_err());
+        for text in ["min 3", "20% min 3/s", "20% min -1", "20% min"] {
+            assert!(text.parse::<ShareSpec>().is_err(), "{text}");
+        }
         assert!("25..250".parse::<BackoffRange>().is_err());
     }
 }

@@ -14,7 +14,10 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
 use super::{BoxError, CallGuard, Completes};
-use crate::outcome::{FailureClass, Outcome};
+use crate::{
+    classify::GrpcCode,
+    outcome::{FailureClass, Outcome},
+};
 
 pin_project! {
     /// Completes the call's permits at its end, trailers, error or drop, whichever is first, and
@@ -91,17 +94,8 @@ fn end<G: Completes>(guard: &mut Option<CallGuard<G>>, outcome: Outcome) {
 }
 
 /// What `grpc-status` in trailers makes of a call; `None` without one.
-///
-/// Source: gRPC status codes; 8 is "less, please", 1, 3, 5–7, 9–11 and 16 are the caller's affair.
-pub(super) fn grpc_outcome(headers: &HeaderMap) -> Option<Outcome> {
-    let code: u32 = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
-    Some(match code {
-        0 => Outcome::Success,
-        8 => Outcome::RateLimited,
-        4 => Outcome::Failure(FailureClass::Timeout),
-        2 | 12..=15 => Outcome::Failure(FailureClass::ServerError),
-        _ => Outcome::Ignored,
-    })
+fn grpc_outcome(trailers: &HeaderMap) -> Option<Outcome> {
+    GrpcCode::find(trailers).map(GrpcCode::outcome)
 }
 
 impl<B, G> Body for GuardedBody<B, G>

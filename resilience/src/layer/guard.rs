@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{balance::Pick, breaker, bulkhead, outcome::Outcome};
+use crate::{balance::Pick, breaker, bulkhead, outcome::Outcome, retry::budget, throttle};
 
 /// Something acquired for a call that wants to know how the call ended.
 pub trait Completes {
@@ -30,13 +30,34 @@ impl<K> Completes for Pick<K> {
     }
 }
 
-impl<A: Completes, B: Completes, C: Completes> Completes for (A, B, C) {
-    fn complete(self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
-        self.0.complete(outcome, now, retry_after);
-        self.1.complete(outcome, now, retry_after);
-        self.2.complete(outcome, now, retry_after);
+/// The budget is told of the end by the drop, however the call ended.
+impl Completes for budget::Logical {
+    fn complete(self, _: Outcome, _: Instant, _: Option<Duration>) {}
+}
+
+impl Completes for budget::Extra {
+    fn complete(self, _: Outcome, _: Instant, _: Option<Duration>) {}
+}
+
+impl Completes for throttle::Permit {
+    fn complete(self, outcome: Outcome, now: Instant, _: Option<Duration>) {
+        throttle::Permit::complete(self, outcome, now);
     }
 }
+
+macro_rules! all_complete {
+    ($($held:ident $at:tt),+) => {
+        impl<$($held: Completes),+> Completes for ($($held,)+) {
+            fn complete(self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
+                $(self.$at.complete(outcome, now, retry_after);)+
+            }
+        }
+    };
+}
+
+all_complete!(A 0, B 1);
+all_complete!(A 0, B 1, C 2);
+all_complete!(A 0, B 1, C 2, D 3);
 
 impl<G: Completes> Completes for Option<G> {
     fn complete(self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
@@ -55,6 +76,11 @@ impl<G: Completes> CallGuard<G> {
     /// Guards a call that begins.
     pub fn new(held: G) -> Self {
         Self(Some(held))
+    }
+
+    /// What is held, while the call runs.
+    pub(super) fn held_mut(&mut self) -> Option<&mut G> {
+        self.0.as_mut()
     }
 
     /// Ends the call. Later ends change nothing.

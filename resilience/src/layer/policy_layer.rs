@@ -14,10 +14,11 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{BoxError, CallGuard, Completes, Error, GuardedBody, body::grpc_outcome};
+use super::{BoxError, CallGuard, Completes, Error, GuardedBody};
 use crate::{
     breaker::{self, CircuitBreaker},
     bulkhead::{self, Bulkhead},
+    classify::outcome_of_head,
     outcome::{FailureClass, Outcome, Rejected},
     rate_limit::RateLimit,
 };
@@ -175,15 +176,7 @@ where
     }
 }
 
-/// What the head of an answer says of the callee: 5xx is its failure (but 501 and 505, which a
-/// caller provokes), 429 is "less, please", other 4xx are the caller's affair.
+/// What the head of an answer says of the callee; see [`outcome_of_head`].
 pub(super) fn classify<B>(response: &Response<B>) -> Outcome {
-    match response.status().as_u16() {
-        // A gRPC answer without a body carries its status in the head ("trailers-only").
-        200 => grpc_outcome(response.headers()).unwrap_or(Outcome::Success),
-        429 => Outcome::RateLimited,
-        501 | 505 | 400..=499 => Outcome::Ignored,
-        500..=599 => Outcome::Failure(FailureClass::ServerError),
-        _ => Outcome::Success,
-    }
+    outcome_of_head(response.status(), response.headers())
 }

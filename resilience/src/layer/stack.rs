@@ -29,18 +29,22 @@ use tower_service::Service;
 
 use super::{
     CallGuard, Error, GuardedBody, ReplayBody, ServiceTransport, Transport, TransportError,
-    policy_layer::classify, replay::Replay,
+    replay::Replay,
 };
 use crate::{
     TrafficPolicy,
     balance::{Balancer, EndpointStatus, Key, Member, Pick},
     breaker::{self, CircuitBreaker},
     bulkhead::{self, Bulkhead},
+    classify,
     config::{PolicyError, Rate},
     context::deadline,
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     rate_limit::RateLimit,
-    retry::{self, RetryConfig, backoff, budget::Budget},
+    retry::{
+        Judgement, RetryConfig, Tries,
+        budget::{Budget, Extra, Logical},
+    },
     rng::Rng,
 };
 
@@ -105,7 +109,15 @@ impl<K, H: Hook<K>> Hook<K> for &mut H {
 pub struct RequestTimeout(pub Duration);
 
 /// What a call in flight holds.
-type Held<K> = (Option<breaker::Permit>, Option<bulkhead::Permit>, Pick<K>);
+type Held<K> = (
+    Option<breaker::Permit>,
+    Option<bulkhead::Permit>,
+    Pick<K>,
+    Option<Paid>,
+);
+
+/// What a call holds of the retry budget: itself under way, and its last retry.
+type Paid = (Logical, Option<Extra>);
 
 /// The answer of a stack: its body holds the call's permits.
 type Answer<K, RB> = Response<GuardedBody<RB, Held<K>>>;
@@ -154,7 +166,7 @@ impl<K: Key> Stack<K> {
             breaker: CircuitBreaker::new(policy.breaker.clone().unwrap_or_default())?,
             bulkhead: Bulkhead::new(policy.bulkhead.unwrap_or(NO_LIMIT)),
             rate: RateLimit::new(policy.rate_limit.unwrap_or(NO_RATE)),
-            budget: Budget::new(policy.retry.clone().unwrap_or_default().budget)?,
+            budget: policy.retry.clone().unwrap_or_default().new_budget()?,
             balancer: Balancer::new(policy.outlier.clone(), Rng::new(rng.next_u64()))?,
             policy: ArcSwap::from_pointee(policy),
             rng,
@@ -177,9 +189,8 @@ impl<K: Key> Stack<K> {
         if let Some(rate) = policy.rate_limit {
             shared.rate.reconfigure(rate, Instant::now().into_std());
         }
-        shared
-            .budget
-            .reconfigure(policy.retry.clone().unwrap_or_default().budget)?;
+        let retry = policy.retry.clone().unwrap_or_default();
+        shared.budget.reconfigure(retry.budget, retry.in_flight)?;
         shared.balancer.reconfigure(policy.outlier.clone())?;
         shared.policy.store(Arc::new(policy));
         Ok(())
@@ -218,7 +229,10 @@ impl<K: Key> Stack<K> {
                 .bulkhead
                 .map(|limit| (shared.bulkhead.in_flight(), limit)),
             retry_balance: policy.retry.is_some().then(|| shared.budget.balance(now)),
-            retries: shared.budget.counts(),
+            retries: {
+                let counts = shared.budget.counts();
+                (counts.withdrawn, counts.exhausted + counts.capped)
+            },
             ejections: shared.balancer.ejections(),
             endpoints: shared.balancer.status(now),
         }
@@ -250,21 +264,36 @@ impl<K: Key> Stack<K> {
         let deadline = total_deadline(&policy, &request, start)?;
         let (head, body) = request.into_parts();
         let retry = policy.retry.as_ref().filter(|retry| retry.attempts > 0);
-        if retry.is_some() {
-            self.0.budget.deposit(start.into_std());
-        }
+        let mut retries = retry.map(|retry| Retries {
+            tries: Tries::new(
+                retry,
+                retry.safety(&head.method, &head.headers, &head.extensions),
+            ),
+            config: retry,
+            logical: self.0.budget.begin(start.into_std()),
+            extra: None,
+        });
         let mut body = Replay::new(body, retry.map_or(0, |retry| retry.replay.as_usize()));
         let mut head = Some(head);
-        let mut number = 1;
         let mut avoid: Option<K> = None;
         loop {
-            let last = retry.is_none_or(|retry| number > retry.attempts);
+            let number = retries.as_ref().map_or(1, |retries| retries.tries.made());
+            let last = retries.as_ref().is_none_or(Retries::is_last);
             let mut parts = match &head {
                 Some(kept) if !last => copy(kept),
                 _ => head.take().expect("only the last try takes the head"),
             };
             let view = body.view().expect("checked before each retry");
-            let mut call = self.admit(&policy, avoid.as_ref())?;
+            let mut call = match self.admit(&policy, avoid.as_ref()) {
+                Ok(call) => call,
+                Err(rejected) => {
+                    // Nothing was sent: it costs nothing, and asking again at once is no use.
+                    if let Some(extra) = retries.and_then(|mut retries| retries.extra.take()) {
+                        extra.forgive();
+                    }
+                    return Err(rejected.into());
+                }
+            };
             hook.started(
                 Attempt {
                     number,
@@ -281,36 +310,35 @@ impl<K: Key> Stack<K> {
             let result = self
                 .attempt(&policy, transport, &call, parts, view, deadline)
                 .await;
-            let verdict = Verdict::of(&result, retry);
+            let judgement = judge(&result, retry);
             hook.ended(
                 Attempt {
                     number,
                     key: call.key(),
                 },
-                verdict.outcome,
+                judgement.outcome,
             );
-            if let (Some(retry), false) = (retry, last) {
-                let key = call.key().clone();
-                if let Some(wait) = self.may_retry(
-                    retry,
-                    &verdict,
-                    head.as_ref(),
-                    &body,
-                    number,
+            // Two endpoints: the next try goes to the other one.
+            let elsewhere = self.0.balancer.len() > 1;
+            let wait = retries.as_mut().and_then(|retries| {
+                retries.next(
+                    &judgement,
+                    body.can_replay(),
+                    elsewhere,
                     deadline,
-                    &result,
-                ) {
-                    call.end(verdict.outcome, verdict.retry_after);
-                    drop(result);
-                    if !wait.is_zero() {
-                        tokio::time::sleep(wait).await;
-                    }
-                    avoid = Some(key);
-                    number += 1;
-                    continue;
-                }
+                    &self.0.rng,
+                )
+            });
+            let Some(wait) = wait else {
+                let paid = retries.map(|retries| (retries.logical, retries.extra));
+                return call.finish(result, judgement, deadline, paid);
+            };
+            avoid = Some(call.key().clone());
+            call.end(judgement);
+            drop(result);
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
             }
-            return call.finish(result, verdict, deadline);
         }
     }
 
@@ -333,7 +361,7 @@ impl<K: Key> Stack<K> {
         let pick = shared.balancer.pick(now, avoid)?;
         Ok(Admitted {
             key: pick.key().clone(),
-            guard: CallGuard::new((breaker, bulkhead, pick)),
+            guard: CallGuard::new((breaker, bulkhead, pick, None)),
         })
     }
 
@@ -366,46 +394,41 @@ impl<K: Key> Stack<K> {
         };
         result.map_err(Error::Service)
     }
+}
 
-    /// How long to wait before the next try, or that there is none.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one of the conditions of a retry"
-    )]
-    fn may_retry<B, RB, E>(
-        &self,
-        retry: &RetryConfig,
-        verdict: &Verdict,
-        head: Option<&Parts>,
-        body: &Replay<B>,
-        number: u32,
+/// The retries of one call: what they may be, and what they hold of the budget.
+struct Retries<'a> {
+    config: &'a RetryConfig,
+    tries: Tries,
+    logical: Logical,
+    extra: Option<Extra>,
+}
+
+impl Retries<'_> {
+    /// Whether the try under way cannot be followed by another one.
+    fn is_last(&self) -> bool {
+        !self.tries.may_continue(self.config)
+    }
+
+    /// How long to wait before the next try, which is paid for; `None`: there is none.
+    fn next(
+        &mut self,
+        judgement: &Judgement,
+        replayable: bool,
+        elsewhere: bool,
         deadline: Option<Instant>,
-        result: &Result<Response<RB>, Error<E>>,
-    ) -> Option<Duration>
-    where
-        B: Body<Data = Bytes> + Unpin,
-    {
-        let safe =
-            verdict.unprocessed || head.is_some_and(|head| retry.retries_method(&head.method));
-        if !verdict.worth_a_retry || !safe || !body.can_replay() {
-            return None;
-        }
-        let now = Instant::now();
-        // Nothing was processed and another endpoint may be there: no reason to wait.
-        let mut wait = match (result, number) {
-            (Err(_), 1) if verdict.unprocessed => Duration::ZERO,
-            _ => backoff::full_jitter(retry.backoff, number - 1, &self.0.rng),
-        };
-        // What one endpoint asks for says nothing of the next one, which is another where there are
-        // two.
-        if self.0.balancer.len() < 2 {
-            wait = wait.max(verdict.retry_after.unwrap_or_default());
-        }
-        // Never sleep past the deadline: the answer at hand is the better one.
-        if deadline.is_some_and(|deadline| now + wait >= deadline) {
-            return None;
-        }
-        self.0.budget.try_withdraw(now.into_std()).ok()?;
+        rng: &Rng,
+    ) -> Option<Duration> {
+        let now = Instant::now().into_std();
+        let time = (now, deadline.map(Instant::into_std));
+        let next = self
+            .tries
+            .next(self.config, judgement, replayable, elsewhere, time, rng);
+        let wait = next.ok()?;
+        // The last retry is over; its place is this one's.
+        self.extra = None;
+        self.extra = Some(self.logical.try_extra(now).ok()?);
+        self.tries.count();
         Some(wait)
     }
 }
@@ -455,30 +478,36 @@ impl<K: Key> Admitted<K> {
         &self.key
     }
 
-    fn end(&mut self, outcome: Outcome, retry_after: Option<Duration>) {
-        self.guard.complete(outcome, retry_after);
+    fn end(&mut self, judgement: Judgement) {
+        let failed = judgement.outcome.is_failure();
+        let retry_after = judgement.after.filter(|_| failed);
+        self.guard.complete(judgement.outcome, retry_after);
     }
 
     /// Hands the permits to the answer's body, or ends the call with its error.
     fn finish<RB, E>(
         mut self,
         result: Result<Response<RB>, Error<E>>,
-        verdict: Verdict,
+        judgement: Judgement,
         deadline: Option<Instant>,
+        paid: Option<Paid>,
     ) -> Result<Answer<K, RB>, Error<E>>
     where
         RB: Body<Data = Bytes>,
     {
         match result {
             Ok(response) => {
-                if verdict.retry_after.is_some() {
-                    self.end(verdict.outcome, verdict.retry_after);
+                if judgement.outcome.is_failure() && judgement.after.is_some() {
+                    self.end(judgement);
                 }
-                Ok(response
-                    .map(|body| GuardedBody::new(body, self.guard, verdict.outcome, deadline)))
+                if let Some(held) = self.guard.held_mut() {
+                    held.3 = paid;
+                }
+                let outcome = judgement.outcome;
+                Ok(response.map(|body| GuardedBody::new(body, self.guard, outcome, deadline)))
             }
             Err(error) => {
-                self.end(verdict.outcome, None);
+                self.end(judgement);
                 Err(error)
             }
         }
@@ -486,53 +515,44 @@ impl<K: Key> Admitted<K> {
 }
 
 /// What a try's result means.
-struct Verdict {
-    outcome: Outcome,
-    worth_a_retry: bool,
-    unprocessed: bool,
-    retry_after: Option<Duration>,
-}
-
-impl Verdict {
-    fn of<RB, E: TransportError>(
-        result: &Result<Response<RB>, Error<E>>,
-        retry: Option<&RetryConfig>,
-    ) -> Self {
-        let plain = |outcome| Self {
-            outcome,
-            worth_a_retry: false,
-            unprocessed: false,
-            retry_after: None,
-        };
-        match result {
-            Ok(response) => {
-                let status = response.status();
-                let max = retry.map_or(Duration::ZERO, |retry| retry.retry_after_max.0);
-                Self {
-                    worth_a_retry: retry.is_some_and(|retry| retry.retries_status(status)),
-                    retry_after: status
-                        .is_server_error()
-                        .then(|| {
-                            retry::retry_after(status, response.headers(), SystemTime::now(), max)
-                        })
-                        .flatten(),
-                    ..plain(classify(response))
-                }
-            }
+fn judge<RB, E: TransportError>(
+    result: &Result<Response<RB>, Error<E>>,
+    retry: Option<&RetryConfig>,
+) -> Judgement {
+    match (result, retry) {
+        (Ok(response), Some(retry)) => {
+            retry.judge_head(response.status(), response.headers(), SystemTime::now())
+        }
+        (Ok(response), None) => Judgement {
+            after: classify::retry_after(
+                response.status(),
+                response.headers(),
+                SystemTime::now(),
+                RETRY_AFTER_MAX,
+            ),
+            ..Judgement::last(classify::outcome_of_head(
+                response.status(),
+                response.headers(),
+            ))
+        },
+        (Err(Error::Service(error)), _) if error.is_callers_fault() => {
+            Judgement::last(Outcome::Cancelled)
+        }
+        (Err(error), retry) => {
             // Only a deadline ends a try that was admitted.
-            Err(Error::Rejected(_)) => Self {
-                worth_a_retry: true,
-                ..plain(Outcome::Failure(FailureClass::Timeout))
-            },
-            Err(Error::Service(error)) if error.is_callers_fault() => plain(Outcome::Cancelled),
-            Err(Error::Service(error)) => Self {
-                worth_a_retry: true,
-                unprocessed: error.is_unprocessed(),
-                ..plain(Outcome::Failure(error.class()))
-            },
+            let (class, unprocessed) = match error {
+                Error::Rejected(_) => (FailureClass::Timeout, false),
+                Error::Service(error) => (error.class(), error.is_unprocessed()),
+            };
+            retry.map_or(Judgement::last(Outcome::Failure(class)), |retry| {
+                retry.judge_error(class, unprocessed)
+            })
         }
     }
 }
+
+/// What a breaker believes of a `Retry-After` where no retry policy says so.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 
 impl Stack<()> {
     /// A Tower layer for a client that reaches its destination by itself.
