@@ -35,7 +35,9 @@ pub use self::{
         RateLimitLayer,
     },
     replay::ReplayBody,
-    stack::{Attempt, Hook, RequestTimeout, Stack, StackLayer, StackService, StackStatus},
+    stack::{
+        Answer, Attempt, Held, Hook, RequestTimeout, Stack, StackLayer, StackService, StackStatus,
+    },
     timeout::{TimeoutFuture, TimeoutLayer, TimeoutService},
     transport::{ServiceTransport, Transport, TransportError},
 };

@@ -28,8 +28,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    CallGuard, Error, GuardedBody, ReplayBody, ServiceTransport, Transport, TransportError,
-    replay::Replay,
+    CallGuard, Completes, Error, GuardedBody, ReplayBody, ServiceTransport, Transport,
+    TransportError, replay::Replay,
 };
 use crate::{
     TrafficPolicy,
@@ -108,19 +108,29 @@ impl<K, H: Hook<K>> Hook<K> for &mut H {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestTimeout(pub Duration);
 
-/// What a call in flight holds.
-type Held<K> = (
-    Option<breaker::Permit>,
-    Option<bulkhead::Permit>,
-    Pick<K>,
-    Option<Paid>,
-);
+/// What a call in flight holds: its permits, its endpoint, its place in the retry budget.
+#[derive(Debug)]
+pub struct Held<K> {
+    breaker: Option<breaker::Permit>,
+    bulkhead: Option<bulkhead::Permit>,
+    pick: Pick<K>,
+    paid: Option<Paid>,
+}
+
+impl<K> Completes for Held<K> {
+    fn complete(self, outcome: Outcome, now: std::time::Instant, retry_after: Option<Duration>) {
+        Completes::complete(self.breaker, outcome, now, retry_after);
+        Completes::complete(self.bulkhead, outcome, now, retry_after);
+        Completes::complete(self.pick, outcome, now, retry_after);
+        Completes::complete(self.paid, outcome, now, retry_after);
+    }
+}
 
 /// What a call holds of the retry budget: itself under way, and its last retry.
 type Paid = (Logical, Option<Extra>);
 
 /// The answer of a stack: its body holds the call's permits.
-type Answer<K, RB> = Response<GuardedBody<RB, Held<K>>>;
+pub type Answer<K, RB> = Response<GuardedBody<RB, Held<K>>>;
 
 /// A destination's state as an operator sees it.
 #[derive(Debug, Clone)]
@@ -361,7 +371,12 @@ impl<K: Key> Stack<K> {
         let pick = shared.balancer.pick(now, avoid)?;
         Ok(Admitted {
             key: pick.key().clone(),
-            guard: CallGuard::new((breaker, bulkhead, pick, None)),
+            guard: CallGuard::new(Held {
+                breaker,
+                bulkhead,
+                pick,
+                paid: None,
+            }),
         })
     }
 
@@ -501,7 +516,7 @@ impl<K: Key> Admitted<K> {
                     self.end(judgement);
                 }
                 if let Some(held) = self.guard.held_mut() {
-                    held.3 = paid;
+                    held.paid = paid;
                 }
                 let outcome = judgement.outcome;
                 Ok(response.map(|body| GuardedBody::new(body, self.guard, outcome, deadline)))

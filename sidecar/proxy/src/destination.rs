@@ -16,21 +16,16 @@ use parking_lot::Mutex;
 use selvedge_registry::{ServiceName, client::ServiceWatch};
 use selvedge_resilience::{
     TrafficPolicy,
-    balance::{EndpointStatus, Member, Pick},
-    breaker, bulkhead,
+    balance::{EndpointStatus, Member},
     config::PolicyError,
-    layer::Stack,
+    layer::{self, Stack},
 };
 use tokio::task::AbortHandle;
 
 use crate::{ProxyMetrics, UpstreamKey, metrics::ClientMetrics};
 
 /// What an answer's body holds of the call it belongs to.
-pub(crate) type Held = (
-    Option<breaker::Permit>,
-    Option<bulkhead::Permit>,
-    Pick<UpstreamKey>,
-);
+pub(crate) type Held = layer::Held<UpstreamKey>;
 
 /// A service that requests can be sent to.
 #[derive(Debug)]
