@@ -18,7 +18,10 @@
 //! In any span of `ttl`, withdrawals ≤ what `allowed` says of the deposits in that span. Lock-free,
 //! no allocation; a withdrawal reads two rings and makes one compare-and-swap.
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZeroU64,
+    time::{Duration, Instant},
+};
 
 use crate::{
     clock::{Tick, nanos},
@@ -49,9 +52,9 @@ pub(crate) struct TokenWindow {
     current: AtomicU64,
 }
 
-/// Proof of a withdrawal, to take it back with.
+/// Proof of a withdrawal, to take it back with: the slice it is booked in, which is never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Slip(u64);
+pub(crate) struct Slip(NonZeroU64);
 
 impl TokenWindow {
     pub(crate) fn new(ttl: Duration) -> Self {
@@ -96,7 +99,7 @@ impl TokenWindow {
                 .current
                 .compare_exchange_weak(seen, new, Ordering::AcqRel, Ordering::Acquire)
             {
-                Ok(_) => return Ok(Slip(stamp)),
+                Ok(_) => return NonZeroU64::new(stamp).map(Slip).ok_or(()),
                 Err(now) => seen = now,
             }
         }
@@ -105,8 +108,9 @@ impl TokenWindow {
     /// Takes a withdrawal back, as if it had not been made. A race with the end of its slice may
     /// leave it counted until it is forgotten; never the other way round.
     pub(crate) fn take_back(&self, slip: Slip) {
+        let stamp = slip.0.get();
         let mut seen = self.current.load(Ordering::Acquire);
-        while id_of(seen) == slip.0 && count_of(seen) > 0 {
+        while id_of(seen) == stamp && count_of(seen) > 0 {
             match self.current.compare_exchange_weak(
                 seen,
                 seen - 1,
@@ -117,7 +121,7 @@ impl TokenWindow {
                 Err(now) => seen = now,
             }
         }
-        self.withdrawn.take_back(slip.0);
+        self.withdrawn.take_back(stamp);
     }
 
     /// Withdrawals that `allowed` has room for.
