@@ -48,7 +48,7 @@ impl Admission for Bulkhead {
 impl Admission for RateLimit {
     type Permit = ();
     fn admit(&self, now: Instant) -> Result<(), Rejected> {
-        self.try_acquire(now)
+        self.try_acquire(now).map(|_begun| ())
     }
 }
 

@@ -1,0 +1,114 @@
+//! The number that a rate limit is: one atomic word and the arithmetic on it.
+
+use std::time::Duration;
+
+use crate::{
+    clock::{Tick, nanos},
+    config::Rate,
+    sync::{AtomicU64, Ordering},
+};
+
+/// A rate in the words of GCRA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Quota {
+    /// Nanoseconds in which one cell comes back: *t*.
+    pub(super) interval: u64,
+    /// How far ahead of its time a cell may come: *τ* = `interval × (burst − 1)`.
+    pub(super) tolerance: u64,
+    pub(super) rate: Rate,
+    /// Counts the changes of the quota, so that a call which began under an old one is noticed.
+    pub(super) generation: u64,
+}
+
+impl Quota {
+    pub(super) fn new(rate: Rate, generation: u64) -> Self {
+        let interval = (nanos(rate.per) / u64::from(rate.count.max(1))).max(1);
+        let burst = rate.burst.max(1);
+        Self {
+            interval,
+            tolerance: interval.saturating_mul(u64::from(burst) - 1),
+            rate: Rate { burst, ..rate },
+            generation,
+        }
+    }
+
+    pub(super) fn burst(&self) -> u32 {
+        self.rate.burst
+    }
+
+    /// The latest arrival time that a call at `now` can leave behind.
+    fn latest(&self, now: Tick) -> u64 {
+        now.0
+            .saturating_add(self.tolerance)
+            .saturating_add(self.interval)
+    }
+}
+
+/// What was taken, so that it can be given back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    /// Arrival time that the taking left behind.
+    pub(super) tat: u64,
+    /// By how much it moved on.
+    pub(super) advance: u64,
+}
+
+/// Theoretical arrival time of the next cell. Zero is a bucket that was never used.
+#[derive(Debug)]
+pub(super) struct Word(AtomicU64);
+
+impl Word {
+    pub(super) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Takes `cells` (at most the burst) or says how long until they would conform.
+    pub(super) fn take(&self, quota: &Quota, cells: u32, now: Tick) -> Result<Taken, Duration> {
+        let advance = quota.interval.saturating_mul(u64::from(cells));
+        // The last of n cells comes (n − 1) intervals early.
+        let early = advance.saturating_sub(quota.interval);
+        let mut tat = self.0.load(Ordering::Relaxed);
+        loop {
+            let earliest = tat.saturating_add(early).saturating_sub(quota.tolerance);
+            if now.0 < earliest {
+                return Err(Duration::from_nanos(earliest - now.0));
+            }
+            let next = tat.max(now.0).saturating_add(advance);
+            // Ordered, for `cap_if_changed`: whoever writes after a cap must see its generation.
+            match self
+                .0
+                .compare_exchange_weak(tat, next, Ordering::AcqRel, Ordering::Relaxed)
+            {
+                Ok(_) => return Ok(Taken { tat: next, advance }),
+                Err(seen) => tat = seen,
+            }
+        }
+    }
+
+    /// Gives back what of `taken` has not come back by itself.
+    ///
+    /// Time refills a bucket whether or not its cells were used. To give all of them back after a
+    /// while would refill it twice; what is left of the debt is at most `taken.tat − now`.
+    pub(super) fn give_back(&self, taken: Taken, now: Tick) {
+        let back = taken.advance.min(taken.tat.saturating_sub(now.0));
+        let mut tat = self.0.load(Ordering::Relaxed);
+        while let Err(seen) = self.0.compare_exchange_weak(
+            tat,
+            tat.saturating_sub(back),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        ) {
+            tat = seen;
+        }
+    }
+
+    /// How far ahead of `now` the word is: the time until the bucket is full again.
+    pub(super) fn ahead(&self, now: Tick) -> u64 {
+        self.0.load(Ordering::Relaxed).saturating_sub(now.0)
+    }
+
+    /// Forgets debt that `quota` cannot have made.
+    pub(super) fn cap(&self, quota: &Quota, now: Tick) {
+        self.0.fetch_min(quota.latest(now), Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,195 @@
+//! A limit for each key.
+//!
+//! One limit for everybody lets the loudest caller take all of it. A map that grows with its
+//! callers is governor's keyed limiter: unbounded, because an idle key never leaves by itself. Yet
+//! GCRA knows exactly when a key may go: once its arrival time has passed, its bucket is full, and
+//! forgetting it changes nothing. So a key here costs one word, and leaves when the word says
+//! nothing any more.
+
+use std::{
+    borrow::Borrow,
+    fmt,
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{LiveQuota, Status, gcra::Taken, gcra::Word};
+use crate::{
+    clock::Tick,
+    config::{PolicyError, Rate},
+    keyed::{Keep, Keyed, KeyedConfig, KeyedStats},
+    outcome::Rejected,
+    sync::Ordering,
+};
+
+/// A limit for each key, and how many keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct KeyedRateLimitConfig {
+    /// The limit of each key.
+    pub rate: Rate,
+    /// How many keys are told apart, and for how long; see [`KeyedConfig`]. A key whose bucket is
+    /// not full again is never forgotten for being idle.
+    #[serde(default)]
+    pub keys: KeyedConfig,
+}
+
+impl KeyedRateLimitConfig {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// [`PolicyError`] with the field, its value and what is allowed.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        self.keys.validate().map_err(|e| e.within("keys"))
+    }
+}
+
+/// One key's word. A full bucket may be forgotten.
+#[derive(Debug, Clone)]
+struct Bucket(Arc<Word>);
+
+impl Bucket {
+    fn new() -> Self {
+        Self(Arc::new(Word::new()))
+    }
+}
+
+impl Keep for Bucket {
+    fn keep_for(&self, now: Instant) -> Duration {
+        Duration::from_nanos(self.0.ahead(Tick::at(now)))
+    }
+}
+
+struct Core<K> {
+    live: LiveQuota,
+    table: Keyed<K, Bucket>,
+}
+
+/// A rate limiter with a limit for each key. Clones share the keys.
+///
+/// When every place is taken by a key in debt, the keys that find none share one bucket: whoever
+/// invents keys limits himself.
+pub struct KeyedRateLimit<K>(Arc<Core<K>>);
+
+impl<K> Clone for KeyedRateLimit<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// What an admitted call took from its key's bucket. Dropping it does nothing.
+#[derive(Debug, Clone)]
+pub struct KeyedGrant {
+    bucket: Bucket,
+    taken: Taken,
+}
+
+impl KeyedGrant {
+    /// Gives the cells back, as far as time has not done so already.
+    pub fn refund(self, now: Instant) {
+        self.bucket.0.give_back(self.taken, Tick::at(now));
+    }
+}
+
+impl<K: Eq + Hash> KeyedRateLimit<K> {
+    /// A limiter that knows no key yet.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if the bounds cannot work.
+    pub fn new(config: KeyedRateLimitConfig) -> Result<Self, PolicyError> {
+        config.validate()?;
+        Ok(Self(Arc::new(Core {
+            live: LiveQuota::new(config.rate),
+            table: Keyed::new(config.keys, Bucket::new(), |_| Bucket::new())?,
+        })))
+    }
+
+    /// Takes `cells` of `key`'s at once, or none.
+    ///
+    /// A known key costs one hash, one shard's lock for reading and one compare-and-swap.
+    ///
+    /// # Errors
+    /// As [`RateLimit::try_acquire_n`](super::RateLimit::try_acquire_n).
+    pub fn try_acquire_n<Q>(
+        &self,
+        key: &Q,
+        cells: u32,
+        now: Instant,
+    ) -> Result<KeyedGrant, Rejected>
+    where
+        K: Borrow<Q> + From<Q::Owned>,
+        Q: Eq + Hash + ToOwned + ?Sized,
+    {
+        let bucket = self.0.table.find(key, now).core;
+        let taken = self.0.live.take(&bucket.0, cells, now)?.0;
+        Ok(KeyedGrant { bucket, taken })
+    }
+
+    /// Takes one cell of `key`'s.
+    ///
+    /// # Errors
+    /// As [`try_acquire_n`](Self::try_acquire_n).
+    pub fn try_acquire<Q>(&self, key: &Q, now: Instant) -> Result<KeyedGrant, Rejected>
+    where
+        K: Borrow<Q> + From<Q::Owned>,
+        Q: Eq + Hash + ToOwned + ?Sized,
+    {
+        self.try_acquire_n(key, 1, now)
+    }
+
+    /// What is left of `key`'s limit; a key that is not known has all of it.
+    pub fn status<Q>(&self, key: &Q, now: Instant) -> Status
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let bucket = self.0.table.peek(key).unwrap_or_else(Bucket::new);
+        self.0.live.status(&bucket.0, now)
+    }
+
+    /// Takes a new rate and new bounds at once; every key's history stays. O(keys).
+    ///
+    /// # Errors
+    /// [`PolicyError`] if the bounds cannot work; nothing changes then.
+    pub fn reconfigure(
+        &self,
+        config: KeyedRateLimitConfig,
+        now: Instant,
+    ) -> Result<(), PolicyError> {
+        config.validate()?;
+        self.0.table.reconfigure(config.keys)?;
+        let quota = self.0.live.change(config.rate);
+        let cap = |bucket: &Bucket| bucket.0.cap(&quota, Tick::at(now));
+        self.0.table.for_each(|_, bucket| cap(bucket));
+        cap(self.0.table.overflow());
+        Ok(())
+    }
+
+    /// Forgets the idle keys whose buckets are full; returns how many left. For a timer: nothing
+    /// but memory depends on it.
+    pub fn sweep(&self, now: Instant) -> usize {
+        self.0.table.sweep(now)
+    }
+
+    /// Counters of the keys.
+    pub fn keys(&self) -> KeyedStats {
+        self.0.table.stats()
+    }
+
+    /// Calls refused so far, of all keys.
+    pub fn rejected(&self) -> u64 {
+        self.0.live.rejected.load(Ordering::Relaxed)
+    }
+}
+
+impl<K> fmt::Debug for KeyedRateLimit<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyedRateLimit")
+            .field("table", &self.0.table)
+            .finish_non_exhaustive()
+    }
+}
