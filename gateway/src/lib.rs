@@ -20,7 +20,6 @@ mod control;
 mod door;
 mod dump;
 mod edge;
-mod hash;
 mod reload;
 pub mod routing;
 mod run;

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::HashMap, hash::BuildHasherDefault};
 
 use super::{pattern::HostPattern, table::HostTable};
-use crate::hash::Fx;
+use selvedge_proxy::hash::Fx;
 
 /// The hosts of a table, level by level.
 #[derive(Debug, Default)]

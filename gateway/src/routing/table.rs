@@ -9,7 +9,7 @@ use super::{
     pattern::{PathPattern, Rule},
     trie::Trie,
 };
-use crate::hash::Fx;
+use selvedge_proxy::hash::Fx;
 
 /// The place of a rule in the list that a table was built from.
 pub type RuleIndex = usize;

@@ -9,7 +9,7 @@ use std::{collections::HashMap, hash::BuildHasherDefault};
 use smallvec::SmallVec;
 
 use super::table::Leaf;
-use crate::hash::Fx;
+use selvedge_proxy::hash::Fx;
 
 /// Beyond this many children a node is a hash map; below, a scan is cheaper.
 const SCANNED: usize = 8;

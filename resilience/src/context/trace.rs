@@ -108,10 +108,15 @@ impl TraceContext {
 
     /// The trace id as logs and traces write it: 32 hex digits.
     pub fn trace_hex(self) -> [u8; 32] {
-        let mut text = [0; 32];
-        write_hex(&mut text, self.trace_id);
-        text
+        hex_id(self.trace_id)
     }
+}
+
+/// An id of 128 bits as traces, logs and request ids write it: 32 lower-case hex digits.
+pub fn hex_id(id: u128) -> [u8; 32] {
+    let mut text = [0; 32];
+    write_hex(&mut text, id);
+    text
 }
 
 impl fmt::Display for TraceContext {
@@ -153,10 +158,14 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-fn write_hex(out: &mut [u8], mut value: u128) {
-    for place in out.iter_mut().rev() {
-        *place = b"0123456789abcdef"[(value & 0xF) as usize];
-        value >>= 4;
+fn write_hex(out: &mut [u8], value: u128) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let (_, pairs) = out.as_rchunks_mut::<2>();
+    for (pair, byte) in pairs.iter_mut().rev().zip(value.to_le_bytes()) {
+        *pair = [
+            DIGITS[usize::from(byte >> 4)],
+            DIGITS[usize::from(byte & 0xF)],
+        ];
     }
 }
 

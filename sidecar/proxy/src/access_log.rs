@@ -7,6 +7,7 @@
 use std::{
     fs::OpenOptions,
     io::{self, Write},
+    net::SocketAddr,
     path::Path,
     sync::mpsc::{SyncSender, TrySendError, sync_channel},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -14,6 +15,7 @@ use std::{
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use tokio::time::Instant;
 
 use crate::ProxyMetrics;
 
@@ -89,8 +91,7 @@ impl AccessLog {
             log: self.clone(),
             filled: Mutex::new(Filled {
                 bytes: Vec::with_capacity(BUFFER + (4 << 10)),
-                second: 0,
-                time: String::new(),
+                wall: Wall::default(),
             }),
         }
     }
@@ -110,33 +111,51 @@ pub(crate) struct LogBuffer {
 #[derive(Debug)]
 struct Filled {
     bytes: Vec<u8>,
-    /// The second that `time` is of.
-    second: u64,
-    /// As RFC 3339, to the second: written anew once a second, not once a line.
-    time: String,
+    wall: Wall,
+}
+
+/// The time of day, as RFC 3339. The wall's clock is read and written out once a second and not
+/// once a line; in between the request's own clock says how far it is.
+#[derive(Debug, Default)]
+struct Wall {
+    /// When the second that `text` is of began.
+    began: Option<Instant>,
+    text: String,
+}
+
+impl Wall {
+    fn write(&mut self, out: &mut Vec<u8>, now: Instant) {
+        let since = |began: Instant| now.saturating_duration_since(began).as_millis();
+        let millis = match self.began.map(since) {
+            Some(millis @ 0..1000) => millis as u32,
+            _ => self.read(now),
+        };
+        out.extend_from_slice(self.text.as_bytes());
+        let digit = |divisor| b'0' + (millis / divisor % 10) as u8;
+        out.extend_from_slice(&[b'.', digit(100), digit(10), digit(1), b'Z']);
+    }
+
+    /// Reads the wall's clock; returns the milliseconds of its second.
+    fn read(&mut self, now: Instant) -> u32 {
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        self.text = rfc3339(wall.as_secs());
+        let into = Duration::from_nanos(u64::from(wall.subsec_nanos()));
+        self.began = now.checked_sub(into);
+        wall.subsec_millis()
+    }
 }
 
 impl LogBuffer {
     /// Adds a line that begins with the time; `fields` writes the rest.
-    pub(crate) fn line(&self, fields: impl FnOnce(&mut Vec<u8>)) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+    pub(crate) fn line(&self, now: Instant, fields: impl FnOnce(&mut Vec<u8>)) {
         let mut filled = self.filled.lock();
         let filled = &mut *filled;
-        if filled.second != now.as_secs() || filled.time.is_empty() {
-            filled.second = now.as_secs();
-            filled.time = rfc3339(now.as_secs());
-        }
         let bytes = &mut filled.bytes;
         bytes.extend_from_slice(b"{\"time\":\"");
-        bytes.extend_from_slice(filled.time.as_bytes());
-        let millis = now.subsec_millis();
-        bytes.push(b'.');
-        for divisor in [100, 10, 1] {
-            bytes.push(b'0' + (millis / divisor % 10) as u8);
-        }
-        bytes.extend_from_slice(b"Z\"");
+        filled.wall.write(bytes, now);
+        bytes.push(b'"');
         fields(bytes);
         bytes.extend_from_slice(b"}\n");
         if bytes.len() >= BUFFER {
@@ -194,16 +213,51 @@ fn rfc3339(second: u64) -> String {
 
 /// Adds `,"name":"value"`, escaped.
 pub(crate) fn field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b"\":\"");
-    let plain = |byte: &u8| matches!(byte, 0x20..=0x7e) && *byte != b'"' && *byte != b'\\';
-    if value.iter().all(plain) {
+    let plain = |byte: u8| matches!(byte, 0x20 | 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    open(out, name);
+    // Without a way out in the middle, so that many bytes are looked at at once.
+    if value.iter().fold(true, |all, byte| all & plain(*byte)) {
         out.extend_from_slice(value);
     } else {
         escape(out, value);
     }
     out.push(b'"');
+}
+
+/// The same for what we wrote ourselves and need not look at.
+pub(crate) fn plain(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    open(out, name);
+    out.extend_from_slice(value);
+    out.push(b'"');
+}
+
+/// The same for an address.
+pub(crate) fn address(out: &mut Vec<u8>, name: &str, addr: SocketAddr) {
+    open(out, name);
+    match addr {
+        SocketAddr::V4(addr) => {
+            for (octet, end) in addr.ip().octets().into_iter().zip(*b"...:") {
+                digits(out, octet);
+                out.push(end);
+            }
+            digits(out, addr.port());
+        }
+        // Writing to a `Vec` does not fail.
+        SocketAddr::V6(addr) => {
+            let _infallible = write!(out, "{addr}");
+        }
+    }
+    out.push(b'"');
+}
+
+fn open(out: &mut Vec<u8>, name: &str) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":\"");
+}
+
+fn digits(out: &mut Vec<u8>, value: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// Everything that is not printable ASCII becomes `\u…`: terminals and log viewers obey escape
@@ -225,11 +279,11 @@ fn escape(out: &mut Vec<u8>, value: &[u8]) {
 }
 
 /// Adds `,"name":value`.
-pub(crate) fn number(out: &mut Vec<u8>, name: &str, value: impl std::fmt::Display) {
+pub(crate) fn number(out: &mut Vec<u8>, name: &str, value: impl itoa::Integer) {
     out.extend_from_slice(b",\"");
     out.extend_from_slice(name.as_bytes());
-    // Writing to a `Vec` does not fail.
-    let _infallible = write!(out, "\":{value}");
+    out.extend_from_slice(b"\":");
+    digits(out, value);
 }
 
 #[cfg(test)]
@@ -263,7 +317,7 @@ mod tests {
         let log = AccessLog::open(&path, &metrics).expect("open");
         let buffer = log.buffer();
         for n in 0..2_000 {
-            buffer.line(|out| {
+            buffer.line(Instant::now(), |out| {
                 number(out, "n", n);
                 field(out, "pad", &[b'x'; 60]);
             });

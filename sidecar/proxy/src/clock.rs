@@ -45,7 +45,12 @@ impl Clock {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.at(Instant::now())
+    }
+
+    fn at(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.base);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Bytes have come.
@@ -59,7 +64,10 @@ impl Clock {
     pub(crate) fn busy(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        Busy {
+            clock: Arc::clone(self),
+            ended: None,
+        }
     }
 
     /// Whether time is up. HTTP/2 has bytes without requests: only `Idle` is said of it.
@@ -78,12 +86,23 @@ impl Clock {
 
 /// See [`Clock::busy`].
 #[derive(Debug)]
-pub(crate) struct Busy(Arc<Clock>);
+pub(crate) struct Busy {
+    clock: Arc<Clock>,
+    ended: Option<Instant>,
+}
+
+impl Busy {
+    /// Says when it ended, so that the clock need not be read again.
+    pub(crate) fn ended(&mut self, now: Instant) {
+        self.ended = Some(now);
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let clock = &self.0;
-        clock.idle_since.store(clock.now(), Ordering::Relaxed);
+        let clock = &self.clock;
+        let now = self.ended.map_or_else(|| clock.now(), |end| clock.at(end));
+        clock.idle_since.store(now, Ordering::Relaxed);
         clock.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,6 @@
 //! One request and its answer, from the door to the last byte: what is said of it afterwards.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request::Parts};
 use selvedge_registry::node::telemetry::{context_of, continue_trace, tracing_enabled};
@@ -14,7 +14,7 @@ use tracing::{Span, field::Empty};
 
 use crate::{
     Destination, UpstreamKey, Worker,
-    access_log::{field, number},
+    access_log::{address, field, number, plain},
     clock::Busy,
     door::Route,
     metrics::Active,
@@ -43,7 +43,7 @@ pub(crate) struct Exchange {
     trace: Option<TraceContext>,
     span: Span,
     _active: Active,
-    _busy: Busy,
+    busy: Busy,
 }
 
 impl Exchange {
@@ -68,7 +68,7 @@ impl Exchange {
             trace: None,
             span: Span::none(),
             _active: worker.metrics.request(),
-            _busy: connection.clock.busy(),
+            busy: connection.clock.busy(),
         })
     }
 
@@ -107,7 +107,10 @@ impl Exchange {
 
     /// It is over. `complete`: the answer went out whole.
     pub(crate) fn end(&mut self, complete: bool) {
-        let seconds = self.start.elapsed().as_secs_f64();
+        let now = Instant::now();
+        self.busy.ended(now);
+        let took = now.saturating_duration_since(self.start);
+        let seconds = took.as_secs_f64();
         if let Some(route) = &self.route {
             route.metrics.observe(&self.method, self.status, seconds);
         }
@@ -120,41 +123,41 @@ impl Exchange {
             self.span = Span::none();
         }
         if let Some(log) = &self.worker.log {
-            log.line(|out| self.write(out, complete, seconds));
+            log.line(now, |out| self.write(out, complete, took));
         }
     }
 
-    fn write(&self, out: &mut Vec<u8>, complete: bool, seconds: f64) {
+    fn write(&self, out: &mut Vec<u8>, complete: bool, took: Duration) {
         field(out, "method", self.method.as_str().as_bytes());
         field(out, "host", self.host.as_bytes());
         // Without the query: that is where tokens are.
         field(out, "path", self.uri.path().as_bytes());
-        field(out, "protocol", protocol(self.version).as_bytes());
+        plain(out, "protocol", protocol(self.version).as_bytes());
         number(out, "status", self.status.as_u16());
         if let Some(route) = &self.route {
             field(out, "route", route.name.as_bytes());
         }
         if let Some(destination) = &self.destination {
-            field(out, "service", destination.name().as_str().as_bytes());
+            plain(out, "service", destination.name().as_str().as_bytes());
         }
         if let Some(upstream) = self.upstream {
             address(out, "upstream", upstream);
         }
         number(out, "attempts", self.attempts);
         // Whole microseconds: writing a float costs more than the rest of the line.
-        number(out, "duration_us", (seconds * 1e6) as u64);
+        number(out, "duration_us", took.as_micros() as u64);
         number(out, "bytes_sent", self.sent);
         if !complete {
             // Downstream ended: Envoy's flag for an answer that was not taken whole.
-            field(out, "flag", b"DC");
+            plain(out, "flag", b"DC");
         } else if !self.flag.is_empty() {
-            field(out, "flag", self.flag.as_bytes());
+            plain(out, "flag", self.flag.as_bytes());
         }
         if let Some(id) = &self.request_id {
             field(out, "request_id", id.as_bytes());
         }
         if let Some(trace) = self.trace {
-            field(out, "trace_id", &trace.trace_hex());
+            plain(out, "trace_id", &trace.trace_hex());
         }
         address(out, "peer", self.peer);
     }
@@ -174,14 +177,6 @@ fn protocol(version: Version) -> &'static str {
         Version::HTTP_10 => "HTTP/1.0",
         _ => "HTTP/1.1",
     }
-}
-
-fn address(out: &mut Vec<u8>, name: &str, addr: SocketAddr) {
-    use std::io::Write;
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(name.as_bytes());
-    // Writing to a `Vec` does not fail.
-    let _infallible = write!(out, "\":\"{addr}\"");
 }
 
 /// Looks on while the tries of a request are made.

@@ -12,7 +12,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
     header::{self, Entry},
 };
-use selvedge_resilience::Rng;
+use selvedge_resilience::{Rng, context::trace::hex_id};
 
 use crate::admit::{Seen, is_pretence};
 
@@ -154,9 +154,14 @@ pub(crate) fn from_upstream(headers: &mut HeaderMap, version: Version) -> bool {
     if version == Version::HTTP_2 {
         return false;
     }
-    let coded = headers.contains_key(header::TRANSFER_ENCODING);
+    // One pass over what there is instead of a look-up for each thing that there mostly is not.
+    let (mut coded, mut hop) = (false, false);
+    for name in headers.keys() {
+        coded |= *name == header::TRANSFER_ENCODING;
+        hop |= *name == header::CONNECTION || *name == KEEP_ALIVE;
+    }
     let contradictory = coded && headers.remove(header::CONTENT_LENGTH).is_some();
-    if headers.contains_key(header::CONNECTION) || coded || headers.contains_key(&KEEP_ALIVE) {
+    if hop || coded {
         strip_hop_by_hop(headers);
     }
     contradictory
@@ -198,12 +203,8 @@ pub(crate) fn request_id(headers: &mut HeaderMap, seen: Seen, rng: &Rng) -> Head
     {
         return id.clone();
     }
-    let mut text = [0; 32];
     let number = u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64());
-    for (place, shift) in text.iter_mut().zip((0..32).rev()) {
-        *place = b"0123456789abcdef"[(number >> (shift * 4)) as usize & 0xF];
-    }
-    let id = HeaderValue::from_bytes(&text).expect("hexadecimal digits are a value");
+    let id = HeaderValue::from_bytes(&hex_id(number)).expect("hexadecimal digits are a value");
     headers.insert(REQUEST_ID.clone(), id.clone());
     id
 }

@@ -33,6 +33,7 @@ mod destination;
 mod door;
 mod error;
 mod exchange;
+pub mod hash;
 mod headers;
 mod metrics;
 pub mod path;

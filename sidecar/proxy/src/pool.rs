@@ -10,10 +10,11 @@
 
 use std::{
     collections::HashMap,
+    hash::BuildHasherDefault,
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -22,9 +23,11 @@ use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use selvedge_registry::AppProtocol;
 use selvedge_resilience::layer::ReplayBody;
-use tokio::time::Instant;
 
-use crate::body::{BodyState, RequestBody};
+use crate::{
+    body::{BodyState, RequestBody},
+    hash::Fx,
+};
 
 /// What a try sends as body.
 pub(crate) type OutBody = ReplayBody<RequestBody>;
@@ -41,20 +44,30 @@ pub struct UpstreamKey {
     pub protocol: AppProtocol,
 }
 
-/// How long an idle connection is kept. Below the 5 s after which Node.js, the most impatient
+/// How often the pool looks after what is idle in it, and the unit of its time.
+pub(crate) const TICK: Duration = Duration::from_secs(1);
+/// Ticks that an idle connection is kept. Below the 5 s after which Node.js, the most impatient
 /// common server, closes.
-const IDLE: Duration = Duration::from_secs(4);
+const IDLE: u32 = 4;
+/// The same for an HTTP/2 connection, which says good-bye before it goes. A guess.
+const IDLE_HTTP2: u32 = 60;
 /// Streams on one HTTP/2 connection before the next is opened. Source: ztunnel.
 const STREAMS: usize = 100;
 /// Idle connections kept for one endpoint. A guess: as many as one worker has in flight to it.
 const IDLE_MAX: usize = 1_024;
 
+/// Time is counted in ticks: to the second is exact enough for what is idle, and reading a clock
+/// twice a request is not free.
 #[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<HashMap<UpstreamKey, Idle>>);
+pub(crate) struct Pool {
+    idle: Mutex<HashMap<UpstreamKey, Idle, BuildHasherDefault<Fx>>>,
+    ticks: AtomicU32,
+}
 
 #[derive(Debug, Default)]
 struct Idle {
-    http1: Vec<(http1::SendRequest<OutBody>, Instant)>,
+    /// With the tick since when.
+    http1: Vec<(http1::SendRequest<OutBody>, u32)>,
     http2: Vec<Shared2>,
     /// One HTTP/2 connection is opened at a time: those who wait will share it.
     dialling: Arc<tokio::sync::Mutex<()>>,
@@ -65,7 +78,7 @@ struct Idle {
 pub(crate) struct Shared2 {
     pub(crate) sender: http2::SendRequest<OutBody>,
     streams: Arc<AtomicUsize>,
-    used: Instant,
+    used: u32,
 }
 
 impl Pool {
@@ -73,12 +86,12 @@ impl Pool {
     pub(crate) fn take_http1(
         self: &Arc<Self>,
         key: UpstreamKey,
-        now: Instant,
     ) -> Option<http1::SendRequest<OutBody>> {
-        let mut pool = self.0.lock();
+        let now = self.now();
+        let mut pool = self.idle.lock();
         let idle = &mut pool.get_mut(&key)?.http1;
         while let Some((sender, since)) = idle.pop() {
-            if !sender.is_closed() && now.saturating_duration_since(since) < IDLE {
+            if !sender.is_closed() && now.wrapping_sub(since) < IDLE {
                 return Some(sender);
             }
         }
@@ -86,8 +99,9 @@ impl Pool {
     }
 
     /// An HTTP/2 connection to `key` that takes another stream.
-    pub(crate) fn share_http2(self: &Arc<Self>, key: UpstreamKey, now: Instant) -> Option<Lease2> {
-        let mut pool = self.0.lock();
+    pub(crate) fn share_http2(self: &Arc<Self>, key: UpstreamKey) -> Option<Lease2> {
+        let now = self.now();
+        let mut pool = self.idle.lock();
         let list = &mut pool.get_mut(&key)?.http2;
         list.retain(|shared| !shared.sender.is_closed());
         let shared = list
@@ -99,7 +113,7 @@ impl Pool {
 
     /// To be held by whoever opens an HTTP/2 connection to `key`.
     pub(crate) fn dialling(&self, key: UpstreamKey) -> Arc<tokio::sync::Mutex<()>> {
-        Arc::clone(&self.0.lock().entry(key).or_default().dialling)
+        Arc::clone(&self.idle.lock().entry(key).or_default().dialling)
     }
 
     /// Makes a new HTTP/2 connection known.
@@ -107,15 +121,14 @@ impl Pool {
         self: &Arc<Self>,
         key: UpstreamKey,
         sender: http2::SendRequest<OutBody>,
-        now: Instant,
     ) -> Lease2 {
         let shared = Shared2 {
             sender,
             streams: Arc::default(),
-            used: now,
+            used: self.now(),
         };
         let lease = Lease2::new(&shared);
-        self.0.lock().entry(key).or_default().http2.push(shared);
+        self.idle.lock().entry(key).or_default().http2.push(shared);
         lease
     }
 
@@ -123,21 +136,27 @@ impl Pool {
         if sender.is_closed() {
             return;
         }
-        let mut pool = self.0.lock();
+        let now = self.now();
+        let mut pool = self.idle.lock();
         let idle = &mut pool.entry(key).or_default().http1;
         if idle.len() < IDLE_MAX {
-            idle.push((sender, Instant::now()));
+            idle.push((sender, now));
         }
     }
 
-    /// Closes what has been idle for too long.
-    pub(crate) fn tick(&self, now: Instant) {
-        self.0.lock().retain(|_, idle| {
+    fn now(&self) -> u32 {
+        self.ticks.load(Ordering::Relaxed)
+    }
+
+    /// Another [`TICK`] has passed: closes what has been idle for too long.
+    pub(crate) fn tick(&self) {
+        let now = self.ticks.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        self.idle.lock().retain(|_, idle| {
             idle.http1
-                .retain(|(sender, since)| !sender.is_closed() && *since + IDLE > now);
+                .retain(|(sender, since)| !sender.is_closed() && now.wrapping_sub(*since) < IDLE);
             idle.http2.retain(|shared| {
                 let busy = shared.streams.load(Ordering::Relaxed) > 0;
-                !shared.sender.is_closed() && (busy || shared.used + IDLE * 15 > now)
+                !shared.sender.is_closed() && (busy || now.wrapping_sub(shared.used) < IDLE_HTTP2)
             });
             let dialled = Arc::strong_count(&idle.dialling) > 1;
             dialled || !idle.http1.is_empty() || !idle.http2.is_empty()

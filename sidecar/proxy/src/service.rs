@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use http::{
@@ -33,7 +32,7 @@ use crate::{
     error::{Failure, Head},
     exchange::{Exchange, Tries},
     headers::{self, Origin},
-    pool::Pool,
+    pool::{Pool, TICK},
     tunnel::Tunnel,
     upstream::{Upstream, UpstreamError},
 };
@@ -51,9 +50,6 @@ pub struct Worker {
     pool: Arc<Pool>,
     ticking: AtomicBool,
 }
-
-/// How often idle connections are looked at and log lines handed over.
-const TICK: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// A worker of `node` (such as "selvedge-gateway"), which is how `Via` and `Proxy-Status` name
@@ -80,11 +76,11 @@ impl Worker {
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(TICK);
             loop {
-                let now = ticks.tick().await;
+                ticks.tick().await;
                 let Some(worker) = worker.upgrade() else {
                     return;
                 };
-                worker.pool.tick(now);
+                worker.pool.tick();
                 worker.flush();
             }
         });

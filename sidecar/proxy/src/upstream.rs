@@ -17,7 +17,7 @@ use selvedge_resilience::{
     FailureClass,
     layer::{Transport, TransportError},
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::net::TcpStream;
 
 use crate::{
     body::{BodyState, RequestBody, UpstreamBody},
@@ -106,7 +106,7 @@ impl Upstream<'_> {
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         to_http1(&mut request, self.websocket);
         loop {
-            let (mut sender, reused) = match self.pool.take_http1(key, Instant::now()) {
+            let (mut sender, reused) = match self.pool.take_http1(key) {
                 Some(sender) => (sender, true),
                 None => (self.connect_http1(key).await?, false),
             };
@@ -140,7 +140,7 @@ impl Upstream<'_> {
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
         to_http2(&mut request)?;
         loop {
-            let (mut lease, reused) = match self.pool.share_http2(key, Instant::now()) {
+            let (mut lease, reused) = match self.pool.share_http2(key) {
                 Some(lease) => (lease, true),
                 None => self.share_or_connect_http2(key).await?,
             };
@@ -222,7 +222,7 @@ impl Upstream<'_> {
         let dialling = self.pool.dialling(key);
         let _one_at_a_time = dialling.lock().await;
         // Somebody may have opened one while we waited for our turn.
-        match self.pool.share_http2(key, Instant::now()) {
+        match self.pool.share_http2(key) {
             Some(lease) => Ok((lease, true)),
             None => Ok((self.connect_http2(key).await?, false)),
         }
@@ -246,7 +246,7 @@ impl Upstream<'_> {
         tokio::spawn(async move {
             let _told_elsewhere = connection.await;
         });
-        Ok(self.pool.add_http2(key, sender, Instant::now()))
+        Ok(self.pool.add_http2(key, sender))
     }
 
     fn failed(&self, error: hyper::Error, unsent: bool) -> UpstreamError {

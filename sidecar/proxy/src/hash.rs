@@ -12,7 +12,7 @@ const SEED: u64 = 0x51_7c_c1_b7_27_22_0a_95;
 
 /// Firefox's hash.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Fx(u64);
+pub struct Fx(u64);
 
 impl Fx {
     fn add(&mut self, word: u64) {
@@ -32,6 +32,31 @@ impl Hasher for Fx {
             // The length tells "a" from "a\0".
             self.add(u64::from_le_bytes(last) ^ ((rest.len() as u64) << 56));
         }
+    }
+
+    // The standard's defaults for these go by way of a byte slice.
+    fn write_u8(&mut self, word: u8) {
+        self.add(u64::from(word));
+    }
+
+    fn write_u16(&mut self, word: u16) {
+        self.add(u64::from(word));
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.add(u64::from(word));
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.add(word);
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.add(word as u64);
+    }
+
+    fn write_isize(&mut self, word: isize) {
+        self.add(word as u64);
     }
 
     fn finish(&self) -> u64 {
