@@ -1,6 +1,11 @@
 //! An instance of a service: what it says of itself, and what a caller needs of that.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    str::FromStr,
+};
 
 use selvedge_resilience::config::Millis;
 use serde::{Deserialize, Serialize};
@@ -47,6 +52,56 @@ pub struct Locality {
     pub zone: String,
 }
 
+/// Whose a service is: what a person needs who has never seen it before and whose pager rings.
+///
+/// Source: Backstage's `spec.owner`, `spec.system`, `spec.lifecycle`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ownership {
+    /// The team that answers for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub team: Option<String>,
+    /// What it is a part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// Where its source is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// Where it is described.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub docs: Option<String>,
+    /// Whom to call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_call: Option<String>,
+    /// Such as `experimental`, `production`, `deprecated`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifecycle: Option<String>,
+    /// How much depends on it, such as `1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    /// What to do when it fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runbook: Option<String>,
+}
+
+impl Ownership {
+    /// What is said, by name.
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [
+            ("team", &self.team),
+            ("system", &self.system),
+            ("repository", &self.repository),
+            ("docs", &self.docs),
+            ("on_call", &self.on_call),
+            ("lifecycle", &self.lifecycle),
+            ("tier", &self.tier),
+            ("runbook", &self.runbook),
+        ]
+        .into_iter()
+        .filter_map(|(name, text)| Some((name, text.as_deref()?)))
+    }
+}
+
 /// An instance as it registers itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
@@ -66,6 +121,12 @@ pub struct Instance {
     pub locality: Locality,
     /// Its lease: silent for longer, it is taken out.
     pub ttl: Millis,
+    /// The version of its software; at most 64 bytes.
+    pub version: Option<String>,
+    /// Words to choose it by; at most 32, of at most 64 bytes.
+    pub tags: BTreeSet<String>,
+    /// Whose it is.
+    pub ownership: Option<Box<Ownership>>,
     /// Anything else, for people and for queries.
     pub metadata: BTreeMap<String, String>,
 }
@@ -85,6 +146,9 @@ impl Instance {
             protocol: AppProtocol::Http1,
             locality: Locality::default(),
             ttl: Millis::new(10_000),
+            version: None,
+            tags: BTreeSet::new(),
+            ownership: None,
             metadata: BTreeMap::new(),
         }
     }

@@ -49,5 +49,7 @@ pub mod problem;
 pub mod ring;
 pub mod wire;
 
-pub use instance::{AppProtocol, Endpoint, Instance, InstanceStatus, Locality, Revision};
+pub use instance::{
+    AppProtocol, Endpoint, Instance, InstanceStatus, Locality, Ownership, Revision,
+};
 pub use name::{InstanceId, NameError, ServiceName};

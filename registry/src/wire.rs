@@ -17,13 +17,17 @@
 //!
 //! Every refusal is a [`Problem`](crate::problem::Problem).
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
-use selvedge_resilience::config::Millis;
+use selvedge_resilience::{TrafficPolicy, config::Millis};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    instance::{AppProtocol, Endpoint, Instance, InstanceStatus, Locality, Revision},
+    instance::{AppProtocol, Endpoint, Instance, InstanceStatus, Locality, Ownership, Revision},
     name::{InstanceId, ServiceName},
 };
 
@@ -39,6 +43,14 @@ pub const MAX_VALUE: usize = 4 << 10;
 pub const MAX_METADATA_BYTES: usize = 16 << 10;
 /// Bytes of a region's or zone's name.
 pub const MAX_LOCALITY: usize = 63;
+/// Bytes of a version.
+pub const MAX_VERSION: usize = 64;
+/// Tags an instance may have.
+pub const MAX_TAGS: usize = 32;
+/// Bytes of one tag.
+pub const MAX_TAG: usize = 64;
+/// Bytes of one field of the ownership.
+pub const MAX_OWNERSHIP: usize = 512;
 /// Bytes of a request body.
 pub const MAX_BODY: usize = 64 << 10;
 /// Services one watch may name.
@@ -71,6 +83,15 @@ pub struct RegisterRequest {
     /// Which life of the instance this is; must grow with each start. Not given: the server's.
     #[serde(default)]
     pub incarnation: Option<u64>,
+    /// The version of the software.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Words to choose instances by.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub tags: BTreeSet<String>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ownership: Option<Box<Ownership>>,
     /// Anything else.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
@@ -95,6 +116,9 @@ impl RegisterRequest {
             protocol: instance.protocol,
             locality: instance.locality.clone(),
             incarnation: Some(incarnation),
+            version: instance.version.clone(),
+            tags: instance.tags.clone(),
+            ownership: instance.ownership.clone(),
             metadata: instance.metadata.clone(),
         }
     }
@@ -127,29 +151,76 @@ impl RegisterRequest {
                 ));
             }
         }
-        if self.metadata.len() > MAX_METADATA {
+        self.check_words()?;
+        check_metadata(&self.metadata)
+    }
+
+    fn check_words(&self) -> Result<(), String> {
+        if let Some(version) = &self.version
+            && !(1..=MAX_VERSION).contains(&version.len())
+        {
             return Err(format!(
-                "metadata has {} entries: at most {MAX_METADATA}",
-                self.metadata.len()
+                "version has {} bytes: allowed are 1 to {MAX_VERSION}",
+                version.len()
             ));
         }
-        let mut total = 0;
-        for (key, value) in &self.metadata {
-            if key.is_empty() || key.len() > MAX_KEY || value.len() > MAX_VALUE {
-                let key: String = key.chars().take(40).collect();
+        if self.tags.len() > MAX_TAGS {
+            return Err(format!(
+                "tags are {} words: at most {MAX_TAGS}",
+                self.tags.len()
+            ));
+        }
+        for tag in &self.tags {
+            if !(1..=MAX_TAG).contains(&tag.len()) {
                 return Err(format!(
-                    "metadata {key:?} is too long or empty: keys have 1 to {MAX_KEY} bytes, values at most {MAX_VALUE}"
+                    "tags hold a word of {} bytes: allowed are 1 to {MAX_TAG}",
+                    tag.len()
                 ));
             }
-            total += key.len() + value.len();
         }
-        if total > MAX_METADATA_BYTES {
-            return Err(format!(
-                "metadata has {total} bytes: at most {MAX_METADATA_BYTES}"
-            ));
+        let fields = self
+            .ownership
+            .iter()
+            .flat_map(|ownership| ownership.fields());
+        for (name, text) in fields {
+            if text.len() > MAX_OWNERSHIP {
+                return Err(format!(
+                    "ownership.{name} has {} bytes: at most {MAX_OWNERSHIP}",
+                    text.len()
+                ));
+            }
         }
         Ok(())
     }
+}
+
+/// Checks metadata as registration and every later change of it must.
+///
+/// # Errors
+/// What is too much, and what is allowed, as one sentence.
+pub fn check_metadata(metadata: &BTreeMap<String, String>) -> Result<(), String> {
+    if metadata.len() > MAX_METADATA {
+        return Err(format!(
+            "metadata has {} entries: at most {MAX_METADATA}",
+            metadata.len()
+        ));
+    }
+    let mut total = 0;
+    for (key, value) in metadata {
+        if key.is_empty() || key.len() > MAX_KEY || value.len() > MAX_VALUE {
+            let key: String = key.chars().take(40).collect();
+            return Err(format!(
+                "metadata {key:?} is too long or empty: keys have 1 to {MAX_KEY} bytes, values at most {MAX_VALUE}"
+            ));
+        }
+        total += key.len() + value.len();
+    }
+    if total > MAX_METADATA_BYTES {
+        return Err(format!(
+            "metadata has {total} bytes: at most {MAX_METADATA_BYTES}"
+        ));
+    }
+    Ok(())
 }
 
 /// What an instance may say when it renews.
@@ -168,8 +239,15 @@ pub struct InstanceRecord {
     pub id: InstanceId,
     /// Where it is reached.
     pub addr: SocketAddr,
-    /// Whether it takes calls.
+    /// Whether it takes calls: an operator's word, or else its own.
     pub status: InstanceStatus,
+    /// What it says of itself.
+    #[serde(default)]
+    pub reported: InstanceStatus,
+    /// What an operator says of it; survives re-registration and restarts, forgotten when it
+    /// deregisters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<InstanceStatus>,
     /// Its share of calls.
     pub weight: u32,
     /// What it speaks.
@@ -182,13 +260,38 @@ pub struct InstanceRecord {
     /// Which life of it this is.
     pub incarnation: u64,
     /// The server that keeps its lease.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub owner: String,
+    /// The version of its software.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Words to choose it by.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub tags: BTreeSet<String>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ownership: Option<Box<Ownership>>,
     /// Anything else.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+    /// What another dialect must give back and v1 does not know, by the dialect's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dialects: BTreeMap<String, String>,
+    /// When this life of it registered, in Unix milliseconds of some server's wall clock: for
+    /// people, never compared.
+    #[serde(default)]
+    pub registered_ms: u64,
+    /// When something that callers see last changed, likewise.
+    #[serde(default)]
+    pub changed_ms: u64,
 }
 
 impl InstanceRecord {
+    /// Settles the effective status: an operator's word, or else what the instance says.
+    pub fn settle(&mut self) {
+        self.status = self.overridden.unwrap_or(self.reported);
+    }
+
     /// What a caller needs of it.
     pub fn endpoint(&self) -> Endpoint {
         Endpoint {
@@ -244,6 +347,21 @@ pub struct ServiceList {
     pub revision: Revision,
     /// By name.
     pub services: Vec<ServiceSummary>,
+}
+
+/// A traffic policy, published for a service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyRecord {
+    /// The service it is for.
+    pub service: ServiceName,
+    /// Grows by one with each change of this service's policy.
+    pub version: u64,
+    /// When it was published, in Unix milliseconds of some server's wall clock: for people.
+    pub updated_ms: u64,
+    /// Who published it.
+    pub by: String,
+    /// What it says.
+    pub policy: TrafficPolicy,
 }
 
 /// What a registry server does at the moment.

@@ -20,12 +20,11 @@ use selvedge_registry::{
     wire::{HEARTBEAT, MAX_BODY, MAX_WATCHED, RegisterRequest, RenewRequest},
 };
 use serde::Deserialize;
-use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use crate::{
-    hub::{Published, event},
+    hub::{Lagged, Watching, event},
     replicate,
-    server::{Refused, Shared},
+    server::{Origin, Refused, Shared},
 };
 
 type App = State<Arc<Shared>>;
@@ -62,7 +61,6 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route(&format!("{instance}/status"), put(set_status))
         .route("/v1/members", get(members))
         .route("/v1/watch", get(watch))
-        .route("/v1/replicate", get(follow))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .fallback(|| async {
             Refusal::new(
@@ -78,7 +76,8 @@ pub fn router(shared: Arc<Shared>) -> Router {
                 "this path does not take this method",
             )
         })
-        .with_state(shared)
+        .with_state(Arc::clone(&shared))
+        .merge(replicate::router(shared))
 }
 
 /// A refusal on its way out.
@@ -184,12 +183,16 @@ fn serving(shared: &Shared) -> Result<(), Refusal> {
     if shared.is_serving() {
         return Ok(());
     }
-    let title = "this server is still fetching the catalogue";
+    Err(not_ready())
+}
+
+fn not_ready() -> Refusal {
+    let title = "this server is still fetching the catalogue, or leaves";
     let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", title);
-    Err(Refusal {
+    Refusal {
         retry_after: Some(1),
         ..refusal.detail("ask another server, or again in a second")
-    })
+    }
 }
 
 async fn register(
@@ -199,17 +202,26 @@ async fn register(
 ) -> Result<Response, Refusal> {
     let (service, id) = names(&service, &id)?;
     request.validate().map_err(Refusal::bad)?;
-    match shared.register(service, id, request) {
-        Ok(record) => Ok(Json(record).into_response()),
-        Err(Refused::Later { incarnation }) => {
+    let record = shared.register(service.clone(), id.clone(), request, Origin::v1());
+    let record = record.map_err(|refused| refusal(refused, &service, &id))?;
+    Ok(Json(record).into_response())
+}
+
+fn refusal(refused: Refused, service: &ServiceName, id: &InstanceId) -> Refusal {
+    match refused {
+        Refused::Unknown => Refusal::unknown(service, id),
+        Refused::Later { incarnation } => {
             let title = "a later life of this instance is registered";
-            Err(
-                Refusal::new(StatusCode::CONFLICT, "later-incarnation", title).detail(format!(
-                    "its incarnation is {incarnation}: a new life needs a higher one"
-                )),
-            )
+            Refusal::new(StatusCode::CONFLICT, "later-incarnation", title).detail(format!(
+                "its incarnation is {incarnation}: a new life needs a higher one"
+            ))
         }
-        Err(Refused::Unknown) => Err(Refusal::bad("registration cannot be unknown")),
+        Refused::Limit { what, limit } => {
+            let title = "there is no room for it";
+            Refusal::new(StatusCode::INSUFFICIENT_STORAGE, "too-many", title)
+                .detail(format!("at most {limit} {what}"))
+        }
+        Refused::NotServing => not_ready(),
     }
 }
 
@@ -225,8 +237,8 @@ async fn renew(
     };
     shared
         .renew(&service, &id, request.incarnation)
-        .map(|()| StatusCode::NO_CONTENT)
-        .map_err(|_| Refusal::unknown(&service, &id))
+        .map(|_| StatusCode::NO_CONTENT)
+        .map_err(|refused| refusal(refused, &service, &id))
 }
 
 async fn deregister(
@@ -237,7 +249,7 @@ async fn deregister(
     shared
         .deregister(&service, &id)
         .map(|()| StatusCode::NO_CONTENT)
-        .map_err(|_| Refusal::unknown(&service, &id))
+        .map_err(|refused| refusal(refused, &service, &id))
 }
 
 #[derive(Debug, Deserialize)]
@@ -253,9 +265,9 @@ async fn set_status(
 ) -> Result<StatusCode, Refusal> {
     let (service, id) = names(&service, &id)?;
     shared
-        .set_status(&service, &id, request.status)
-        .map(|()| StatusCode::NO_CONTENT)
-        .map_err(|_| Refusal::unknown(&service, &id))
+        .set_reported(&service, &id, request.status)
+        .map(|_| StatusCode::NO_CONTENT)
+        .map_err(|refused| refusal(refused, &service, &id))
 }
 
 async fn one(
@@ -264,7 +276,7 @@ async fn one(
 ) -> Result<Response, Refusal> {
     let (service, id) = names(&service, &id)?;
     serving(&shared)?;
-    let found = shared.read(|c| c.live(&service, &id).map(|(_, instance)| instance.clone()));
+    let found = shared.read(|c| c.live(&service, &id));
     found
         .map(|i| Json(i).into_response())
         .ok_or_else(|| Refusal::unknown(&service, &id))
@@ -304,23 +316,6 @@ fn query<'a>(raw: Option<&'a str>, key: &'a str) -> impl Iterator<Item = &'a str
         .map(|(_, value)| value)
 }
 
-async fn follow(State(shared): App, RawQuery(raw): RawQuery) -> Result<Response, Refusal> {
-    let from =
-        match query(raw.as_deref(), "from").next() {
-            None => None,
-            Some(text) => {
-                let parse = || {
-                    let (generation, next) = text.split_once('-')?;
-                    Some((generation.parse().ok()?, next.parse().ok()?))
-                };
-                Some(parse().ok_or_else(|| {
-                    Refusal::bad(format!("from={text}: expected generation-next"))
-                })?)
-            }
-        };
-    Ok(Body::from_stream(replicate::stream(shared, from)).into_response())
-}
-
 async fn watch(
     State(shared): App,
     RawQuery(raw): RawQuery,
@@ -347,10 +342,9 @@ async fn watch(
         ),
     };
     serving(&shared)?;
-    let changes = shared.hub.subscribe();
+    let changes = shared.hub.watch(names);
     let watch = Watch {
         shared,
-        names,
         changes,
         seen: 0,
         resume,
@@ -376,8 +370,7 @@ enum Stage {
 /// One client's watch.
 struct Watch {
     shared: Arc<Shared>,
-    names: Vec<ServiceName>,
-    changes: Receiver<Arc<Published>>,
+    changes: Watching,
     /// Changes up to this one are in what was sent.
     seen: u64,
     resume: Option<Revision>,
@@ -394,14 +387,13 @@ impl Watch {
         loop {
             match tokio::time::timeout_at(deadline, self.changes.recv()).await {
                 Ok(Ok(change)) => {
-                    if change.counter > self.seen && self.names.contains(&change.service) {
+                    if change.counter > self.seen {
                         self.seen = change.counter;
                         return Some(change.event.clone());
                     }
                 }
                 // Too slow: what is true now instead of what happened.
-                Ok(Err(RecvError::Lagged(_))) => return Some(self.snapshots()),
-                Ok(Err(RecvError::Closed)) => return None,
+                Ok(Err(Lagged)) => return Some(self.snapshots()),
                 Err(_) => return Some(Bytes::from_static(b":\n\n")),
             }
         }
@@ -418,7 +410,8 @@ impl Watch {
                 })
             };
             let records: Vec<_> = self
-                .names
+                .changes
+                .names()
                 .iter()
                 .filter(|name| !known(name))
                 .map(|name| catalogue.service(name))

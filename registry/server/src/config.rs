@@ -9,6 +9,8 @@ use selvedge_registry::{
 use selvedge_resilience::config::{Millis, PolicyError};
 use serde::{Deserialize, Serialize};
 
+use crate::{lease::LeasesConfig, log::ReplicationConfig};
+
 /// The configuration of one server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -28,6 +30,10 @@ pub struct RegistryConfig {
     pub state_dir: Option<PathBuf>,
     /// Gossip.
     pub gossip: GossipConfig,
+    /// When a silent instance is taken out, and when it is not.
+    pub leases: LeasesConfig,
+    /// How servers keep each other up to date.
+    pub replication: ReplicationConfig,
     /// The admin port.
     pub admin: AdminConfig,
     /// Logs and traces.
@@ -69,6 +75,8 @@ impl Default for RegistryConfig {
             http: SocketAddr::from(([127, 0, 0, 1], 7900)),
             state_dir: None,
             gossip: GossipConfig::default(),
+            leases: LeasesConfig::default(),
+            replication: ReplicationConfig::default(),
             admin: AdminConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
@@ -99,6 +107,8 @@ impl RegistryConfig {
         if let Some(bad) = self.gossip.seeds.iter().find(|seed| !seed.contains(':')) {
             return Err(PolicyError::new("gossip.seeds", bad, "host:port"));
         }
+        self.leases.validate()?;
+        self.replication.validate()?;
         self.admin
             .validate()
             .map_err(|why| PolicyError::new("admin.bind", self.admin.bind, why))

@@ -9,10 +9,10 @@ use std::{
 
 use selvedge_registry::{
     node::metrics::{Metrics, Name, Observed, Sample},
-    wire::{InstanceRecord, MemberState},
+    wire::MemberState,
 };
 
-use crate::{catalogue::Body, gossip::text, server::Shared};
+use crate::{gossip::text, server::Shared};
 
 /// Shows `shared` among `metrics` from now on.
 pub fn show(shared: &Arc<Shared>, metrics: &Metrics) {
@@ -32,11 +32,11 @@ pub fn show(shared: &Arc<Shared>, metrics: &Metrics) {
     );
     metrics.register(
         Name::RegistryRenewals,
-        Observed::counter(move || renewals.renewals.load(Ordering::Relaxed)),
+        Observed::counter(move || renewals.counters.renewals.load(Ordering::Relaxed)),
     );
     metrics.register(
         Name::RegistryEvictions,
-        Observed::counter(move || evictions.evictions.load(Ordering::Relaxed)),
+        Observed::counter(move || evictions.counters.evictions.load(Ordering::Relaxed)),
     );
 }
 
@@ -57,20 +57,7 @@ fn members_by_state(shared: &Shared) -> Vec<Sample> {
 }
 
 fn instances_by_status(shared: &Shared) -> Vec<Sample> {
-    let mut up = 0;
-    let mut all = 0;
-    shared.read(|catalogue| {
-        for record in catalogue.records() {
-            if let Body::Live(instance) = &record.body {
-                all += 1;
-                up += u64::from(takes_calls(instance));
-            }
-        }
-    });
+    let (all, up) = shared.read(|catalogue| (catalogue.len() as u64, catalogue.up() as u64));
     let sample = |status: &str, n| (vec![("status", status.to_owned())], n);
     vec![sample("up", up), sample("other", all - up)]
-}
-
-fn takes_calls(instance: &InstanceRecord) -> bool {
-    instance.status == selvedge_registry::InstanceStatus::Up
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use selvedge_registry::{InstanceStatus, client::Discovery};
-use selvedge_registry_server::catalogue::Catalogue;
+use selvedge_registry_server::{catalogue::Catalogue, server::Origin};
 
 use crate::support::{client, cluster, eventually, instance, name, start};
 
@@ -42,7 +42,9 @@ async fn a_lease_that_is_not_renewed_runs_out_everywhere() {
     let request = serde_json::json!({"addr": "127.0.0.1:4001", "ttl": "1s"}).to_string();
     let request = serde_json::from_str(&request).expect("valid");
     let (service, id) = (name("orders"), "silent".parse().expect("id"));
-    a.shared().register(service, id, request).expect("accepted");
+    a.shared()
+        .register(service, id, request, Origin::v1())
+        .expect("accepted");
     eventually("seen", || async { watch.current().endpoints.len() == 1 }).await;
     eventually("evicted", || async { watch.current().endpoints.is_empty() }).await;
 }

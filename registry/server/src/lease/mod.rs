@@ -1,0 +1,506 @@
+//! Leases: who has renewed in time.
+//!
+//! A renewal is by far the most frequent thing that happens to a registry, and it changes nothing
+//! that anybody reads. So leases live beside the catalogue and not in it: in the memory of the one
+//! server that takes the renewals, in shards with a lock each, on that server's own monotonic
+//! clock. A renewal writes a deadline; no timer is moved. Each lease has one timer, and when that
+//! goes off the deadline is looked at: is it later by now, the timer is set again.
+//!
+//! ```text
+//!   fresh ──¾ of the lease silent──► late ──the lease is over──► overdue ──rebase_after──► written off
+//!     ▲                               │                             │                          │
+//!     └───────────── a renewal ───────┴─────────────────────────────┴──────────────────────────┘
+//! ```
+//!
+//! An overdue lease is *offered* for eviction; whether it ends is the business of
+//! [`preserve`]. What is late but not over yet warns it in time: when a zone falls silent, more
+//! than 15 % are late before the first is overdue, as long as instances renew at least twice a
+//! lease.
+//!
+//! # Guarantees
+//! - A lease ends when its time is over and not before, on a [clock](clock::LeaseClock) that stands
+//!   still while this process does.
+//! - A renewal is O(1) but for one in a lease's time, which is O(log n) in one shard.
+//! - Nothing here is proportional to the number of leases, whatever is asked.
+
+pub mod clock;
+pub mod config;
+pub mod preserve;
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Mutex, RwLock};
+use selvedge_registry::{InstanceId, ServiceName};
+
+pub use self::{clock::LeaseClock, config::LeasesConfig};
+use crate::{
+    catalogue::{Key, name_hash},
+    lease::preserve::ZoneLeases,
+};
+
+/// Locks: so many that two renewals at once rarely want the same.
+const SHARDS: usize = 64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Fresh,
+    Late,
+    Overdue,
+    WrittenOff,
+}
+
+#[derive(Debug)]
+struct Lease {
+    deadline: u64,
+    /// When its timer goes off. Older timers of it are void.
+    timer: u64,
+    ttl: u32,
+    stage: Stage,
+    incarnation: u64,
+    zone: Arc<Zone>,
+    /// Kept for a server that is gone.
+    guarded: bool,
+    /// The server that passed the last renewals on, by hash, and how many in a row.
+    via: (u32, u8),
+}
+
+#[derive(Debug)]
+struct Zone {
+    name: Arc<str>,
+    expected: AtomicUsize,
+    late: AtomicUsize,
+    overdue: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    leases: HashMap<Key, Lease>,
+    timers: BinaryHeap<Reverse<(u64, Key)>>,
+    overdue: HashSet<Key>,
+}
+
+/// What a lease is given for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant<'a> {
+    /// The instance's lease.
+    pub ttl: Duration,
+    /// Its life.
+    pub incarnation: u64,
+    /// Where it runs.
+    pub zone: &'a str,
+}
+
+/// What a renewal came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// It has its whole lease again.
+    Renewed {
+        /// The lease.
+        ttl: Duration,
+    },
+    /// As before, and the server that passed it on has done so twice in a row: the instance talks
+    /// to that one now.
+    Moved {
+        /// The lease.
+        ttl: Duration,
+    },
+    /// The lease is kept for a server that is gone: whoever hears the instance takes it over.
+    Guarded,
+    /// Another life of the instance has the lease.
+    OtherLife,
+    /// There is no lease here.
+    NotHere,
+}
+
+/// A lease that has run out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overdue {
+    /// Whose.
+    pub key: Key,
+    /// Its zone.
+    pub zone: Arc<str>,
+    /// Silent for so long that it is no longer expected.
+    pub written_off: bool,
+}
+
+/// Renewals passed on in a row by one server after which the lease moves there.
+const MOVES_AFTER: u8 = 2;
+
+/// The leases that this server keeps.
+#[derive(Debug)]
+pub struct Leases {
+    shards: Box<[Mutex<Shard>]>,
+    zones: RwLock<HashMap<Arc<str>, Arc<Zone>>>,
+    clock: LeaseClock,
+    rebase_after: u64,
+    len: AtomicUsize,
+}
+
+impl Lease {
+    fn late_at(&self, ttl: u64) -> u64 {
+        self.deadline.saturating_sub(ttl / 4)
+    }
+
+    /// Takes it out of its zone's count of where it stands.
+    fn uncount(&self) {
+        let zone = &self.zone;
+        if self.stage != Stage::WrittenOff {
+            zone.expected.fetch_sub(1, Ordering::Relaxed);
+        }
+        if matches!(self.stage, Stage::Late | Stage::Overdue) {
+            zone.late.fetch_sub(1, Ordering::Relaxed);
+        }
+        if matches!(self.stage, Stage::Overdue | Stage::WrittenOff) {
+            zone.overdue.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn count(&self) {
+        let zone = &self.zone;
+        if self.stage != Stage::WrittenOff {
+            zone.expected.fetch_add(1, Ordering::Relaxed);
+        }
+        if matches!(self.stage, Stage::Late | Stage::Overdue) {
+            zone.late.fetch_add(1, Ordering::Relaxed);
+        }
+        if matches!(self.stage, Stage::Overdue | Stage::WrittenOff) {
+            zone.overdue.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        self.uncount();
+        self.stage = stage;
+        self.count();
+    }
+}
+
+impl Shard {
+    /// Sets the lease's deadline, and its timer if that would go off too late.
+    fn extend(&mut self, key: &Key, deadline: u64) {
+        let Some(lease) = self.leases.get_mut(key) else {
+            return;
+        };
+        lease.deadline = deadline;
+        match lease.stage {
+            Stage::Fresh => {}
+            Stage::Late => lease.enter(Stage::Fresh),
+            Stage::Overdue | Stage::WrittenOff => {
+                lease.enter(Stage::Fresh);
+                self.overdue.remove(key);
+            }
+        }
+        let due = lease.late_at(u64::from(lease.ttl));
+        if due < lease.timer {
+            lease.timer = due;
+            self.timers.push(Reverse((due, key.clone())));
+        }
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Lease> {
+        let lease = self.leases.remove(key)?;
+        lease.uncount();
+        self.overdue.remove(key);
+        Some(lease)
+    }
+
+    /// The timer of `key` has gone off.
+    fn look_at(&mut self, key: &Key, timer: u64, now: u64, score: u64, rebase_after: u64) {
+        let Some(lease) = self.leases.get_mut(key) else {
+            return;
+        };
+        if lease.timer != timer {
+            return;
+        }
+        let ttl = u64::from(lease.ttl);
+        // A slow server trusts its own impatience less.
+        let over = lease.deadline + ttl * score;
+        let (stage, next) = if now < lease.late_at(ttl) {
+            (Stage::Fresh, lease.late_at(ttl))
+        } else if now < over {
+            (Stage::Late, over)
+        } else if now < over + rebase_after {
+            (Stage::Overdue, over + rebase_after)
+        } else {
+            (Stage::WrittenOff, u64::MAX)
+        };
+        lease.enter(stage);
+        lease.timer = next;
+        if matches!(stage, Stage::Overdue | Stage::WrittenOff) {
+            self.overdue.insert(key.clone());
+        }
+        if next != u64::MAX {
+            self.timers.push(Reverse((next, key.clone())));
+        }
+    }
+}
+
+impl Leases {
+    /// None yet.
+    pub fn new(now: Instant, config: &LeasesConfig) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            zones: RwLock::default(),
+            clock: LeaseClock::new(now),
+            rebase_after: config.rebase_after.0.as_millis() as u64,
+            len: AtomicUsize::new(0),
+        }
+    }
+
+    /// The clock that they are timed by.
+    pub fn clock(&self) -> &LeaseClock {
+        &self.clock
+    }
+
+    fn shard(&self, service: &ServiceName, id: &InstanceId) -> &Mutex<Shard> {
+        &self.shards[name_hash(service, id) as usize % SHARDS]
+    }
+
+    fn zone(&self, name: &str) -> Arc<Zone> {
+        if let Some(zone) = self.zones.read().get(name) {
+            return Arc::clone(zone);
+        }
+        let name: Arc<str> = name.into();
+        let zone = || {
+            Arc::new(Zone {
+                name: Arc::clone(&name),
+                expected: AtomicUsize::new(0),
+                late: AtomicUsize::new(0),
+                overdue: AtomicUsize::new(0),
+            })
+        };
+        let mut zones = self.zones.write();
+        Arc::clone(zones.entry(Arc::clone(&name)).or_insert_with(zone))
+    }
+
+    fn insert(&self, key: Key, grant: &Grant<'_>, guarded: bool, remaining: Duration, now: u64) {
+        let zone = self.zone(grant.zone);
+        let ttl = u32::try_from(grant.ttl.as_millis()).unwrap_or(u32::MAX);
+        let deadline = now + remaining.as_millis() as u64;
+        let mut shard = self.shard(&key.0, &key.1).lock();
+        if shard.remove(&key).is_none() {
+            self.len.fetch_add(1, Ordering::Relaxed);
+        }
+        let lease = Lease {
+            deadline,
+            timer: u64::MAX,
+            ttl,
+            stage: Stage::Fresh,
+            incarnation: grant.incarnation,
+            zone,
+            guarded,
+            via: (0, 0),
+        };
+        lease.count();
+        shard.leases.insert(key.clone(), lease);
+        shard.extend(&key, deadline);
+    }
+
+    /// Gives it its whole lease from `now`.
+    pub fn grant(&self, key: Key, grant: &Grant<'_>, now: Instant) {
+        self.insert(key, grant, false, grant.ttl, self.clock.now(now));
+    }
+
+    /// Takes it over with what remains of its lease.
+    pub fn grant_rest(&self, key: Key, grant: &Grant<'_>, remaining: Duration, now: Instant) {
+        self.insert(key, grant, false, remaining, self.clock.now(now));
+    }
+
+    /// Gives it `remaining` on behalf of a server that is gone, unless it has a lease already.
+    pub fn guard(&self, key: Key, grant: &Grant<'_>, remaining: Duration, now: Instant) {
+        if !self.holds(&key) {
+            self.insert(key, grant, true, remaining, self.clock.now(now));
+        }
+    }
+
+    /// The instance has been heard of, here or (`via`) by another server.
+    pub fn renew(
+        &self,
+        key: &Key,
+        incarnation: Option<u64>,
+        via: Option<&str>,
+        now: Instant,
+    ) -> Renewal {
+        let now = self.clock.now(now);
+        let mut shard = self.shard(&key.0, &key.1).lock();
+        let Some(lease) = shard.leases.get_mut(key) else {
+            return Renewal::NotHere;
+        };
+        if incarnation.is_some_and(|life| life != lease.incarnation) {
+            return Renewal::OtherLife;
+        }
+        if lease.guarded {
+            return Renewal::Guarded;
+        }
+        let ttl = Duration::from_millis(u64::from(lease.ttl));
+        lease.via = match via {
+            None => (0, 0),
+            Some(node) => {
+                let node = xxhash_rust::xxh3::xxh3_64(node.as_bytes()) as u32;
+                let before = if lease.via.0 == node { lease.via.1 } else { 0 };
+                (node, before.saturating_add(1))
+            }
+        };
+        let moved = lease.via.1 >= MOVES_AFTER;
+        let deadline = now + u64::from(lease.ttl);
+        if lease.stage == Stage::Fresh && deadline >= lease.deadline {
+            // The timer goes off before the new deadline, as it did before the old one.
+            lease.deadline = deadline;
+        } else {
+            // Never shorter than it was: a restart, or a drain, may have given more.
+            let deadline = deadline.max(lease.deadline);
+            shard.extend(key, deadline);
+        }
+        if moved {
+            Renewal::Moved { ttl }
+        } else {
+            Renewal::Renewed { ttl }
+        }
+    }
+
+    /// No longer this server's affair.
+    pub fn release(&self, key: &Key) {
+        if self.shard(&key.0, &key.1).lock().remove(key).is_some() {
+            self.len.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// No longer this server's affair if it was kept for another.
+    pub fn release_guarded(&self, key: &Key) {
+        let mut shard = self.shard(&key.0, &key.1).lock();
+        if shard.leases.get(key).is_some_and(|lease| lease.guarded) {
+            shard.remove(key);
+            self.len.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this server keeps its time.
+    pub fn holds(&self, key: &Key) -> bool {
+        self.shard(&key.0, &key.1).lock().leases.contains_key(key)
+    }
+
+    /// Whether this server keeps its time as its own, and that is not over.
+    pub fn is_alive(&self, key: &Key, incarnation: u64, now: Instant) -> bool {
+        let now = self.clock.now(now);
+        let shard = self.shard(&key.0, &key.1).lock();
+        let lease = shard.leases.get(key);
+        lease.is_some_and(|l| !l.guarded && l.incarnation == incarnation && now < l.deadline)
+    }
+
+    /// What remains of its lease.
+    pub fn remaining(&self, key: &Key, now: Instant) -> Option<Duration> {
+        let now = self.clock.now(now);
+        let shard = self.shard(&key.0, &key.1).lock();
+        let lease = shard.leases.get(key)?;
+        Some(Duration::from_millis(lease.deadline.saturating_sub(now)))
+    }
+
+    /// How many this server keeps.
+    pub fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether it keeps none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Everything it keeps, at one moment for each shard: for a drain.
+    pub fn keys(&self) -> Vec<Key> {
+        let shards = self.shards.iter();
+        shards
+            .flat_map(|shard| shard.lock().leases.keys().cloned().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Lets the timers go off that are due at `now`.
+    pub fn advance(&self, now: Instant) {
+        let now = self.clock.now(now);
+        let score = u64::from(self.clock.score());
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            while shard
+                .timers
+                .peek()
+                .is_some_and(|Reverse((due, _))| *due <= now)
+            {
+                let Some(Reverse((timer, key))) = shard.timers.pop() else {
+                    break;
+                };
+                shard.look_at(&key, timer, now, score, self.rebase_after);
+            }
+        }
+    }
+
+    /// The zones that have leases.
+    pub fn zones(&self) -> Vec<ZoneLeases> {
+        let zones = self.zones.read();
+        let mut zones: Vec<_> = zones
+            .values()
+            .map(|zone| ZoneLeases {
+                zone: Arc::clone(&zone.name),
+                expected: zone.expected.load(Ordering::Relaxed),
+                late: zone.late.load(Ordering::Relaxed),
+                overdue: zone.overdue.load(Ordering::Relaxed),
+                active: false,
+            })
+            .filter(|zone| zone.expected + zone.overdue > 0)
+            .collect();
+        zones.sort_by(|a, b| a.zone.cmp(&b.zone));
+        zones
+    }
+
+    /// Leases that have run out and that `wanted` takes, in no order.
+    pub fn overdue(&self, mut wanted: impl FnMut(&Overdue) -> bool) -> Vec<Overdue> {
+        let mut taken = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            for key in &shard.overdue {
+                let Some(lease) = shard.leases.get(key) else {
+                    continue;
+                };
+                let overdue = Overdue {
+                    key: key.clone(),
+                    zone: Arc::clone(&lease.zone.name),
+                    written_off: lease.stage == Stage::WrittenOff,
+                };
+                if wanted(&overdue) {
+                    taken.push(overdue);
+                }
+            }
+        }
+        taken
+    }
+
+    /// Ends the lease if it is still overdue; tells whether it was.
+    pub fn end(&self, key: &Key) -> bool {
+        let mut shard = self.shard(&key.0, &key.1).lock();
+        let over = shard.overdue.contains(key) && shard.remove(key).is_some();
+        if over {
+            self.len.fetch_sub(1, Ordering::Relaxed);
+        }
+        over
+    }
+}
+
+/// The server among `candidates` that looks after `key` when its owner is gone: the same answer
+/// everywhere without a word exchanged, and a fair share for each.
+///
+/// Source: Thaler and Ravishankar, rendezvous hashing, 1998.
+pub fn guardian<'a>(key: &Key, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates.max_by_key(|node| {
+        let text = format!("{}/{}/{node}", key.0, key.1);
+        (xxhash_rust::xxh3::xxh3_64(text.as_bytes()), *node)
+    })
+}
+
+#[cfg(test)]
+mod tests;

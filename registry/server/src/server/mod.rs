@@ -1,0 +1,255 @@
+//! One server: its catalogue, its leases, its part in the cluster.
+
+mod accept;
+mod passed_on;
+mod ready;
+mod shared;
+mod sweep;
+mod writes;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use selvedge_registry::{
+    node::{
+        admin::Admin,
+        listen::{self, ListenError},
+    },
+    wire::MemberState,
+};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+
+pub use self::{
+    accept::Incoming,
+    shared::{Caps, Counters, Origin, Refused, Renewed, Shared, WallClock, system_clock},
+};
+pub(crate) use self::{passed_on::PassedRenewal, shared::now};
+use self::{shared::Identity, sweep::SWEEP};
+use crate::{
+    api,
+    catalogue::NodeId,
+    config::RegistryConfig,
+    gossip::{Gossip, generation},
+    replicate::{self, peer::Peers},
+};
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An address is in use or not ours.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Gossip could not start.
+    #[error("gossip on {addr}: {source:#}")]
+    Gossip {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: anyhow::Error,
+    },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] generation::StateError),
+    /// The runtime would not take the listener.
+    #[error("serve the API")]
+    Serve(#[from] std::io::Error),
+}
+
+/// What a server takes from around it; another one in tests.
+pub struct Environment {
+    /// The wall clock.
+    pub wall: WallClock,
+    /// How it reaches its peers.
+    pub peers: Peers,
+}
+
+impl Default for Environment {
+    fn default() -> Self {
+        Self {
+            wall: system_clock(),
+            peers: Peers::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Environment").finish_non_exhaustive()
+    }
+}
+
+/// A server that runs until it is shut down.
+#[derive(Debug)]
+pub struct RegistryServer {
+    shared: Arc<Shared>,
+    gossip_addr: SocketAddr,
+    gossip: Gossip,
+    tasks: JoinSet<()>,
+    stop: watch::Sender<bool>,
+    api: JoinHandle<()>,
+}
+
+impl RegistryServer {
+    /// Binds, joins the cluster and begins to answer. Ready when `admin.readiness` says so.
+    ///
+    /// # Errors
+    /// [`StartError`] naming the address that cannot be used.
+    pub async fn start(config: &RegistryConfig, admin: &Admin) -> Result<Self, StartError> {
+        Self::start_in(config, admin, Environment::default()).await
+    }
+
+    /// [`start`](Self::start), in an environment of the caller's making.
+    ///
+    /// # Errors
+    /// [`StartError`] naming the address that cannot be used.
+    pub async fn start_in(
+        config: &RegistryConfig,
+        admin: &Admin,
+        environment: Environment,
+    ) -> Result<Self, StartError> {
+        let listener = listen::bind("registry API", config.http)?;
+        let http = listener.local_addr()?;
+        let ready = admin.readiness.wait_for("registry", "joining the cluster");
+        let life = generation::begin(config.state_dir.as_deref(), wall_ns())?;
+        if !life.wait.is_zero() {
+            tracing::warn!(wait = ?life.wait, "started too often, joining later");
+            tokio::time::sleep(life.wait).await;
+        }
+        let generation = life.generation;
+        let node: NodeId = match &config.node {
+            Some(name) => name.as_str().into(),
+            None => format!("registry-{:08x}", fastrand::u32(..)).into(),
+        };
+        let mut gossip_config = config.gossip.clone();
+        gossip_config.bind = free_udp_port(config.gossip.bind)?;
+        let gossip_addr = gossip_config.bind;
+        let cluster = config.cluster.to_string();
+        let gossip = Gossip::join(
+            Arc::clone(&node),
+            generation,
+            cluster,
+            http,
+            &config.locality,
+            &gossip_config,
+        )
+        .await
+        .map_err(|source| StartError::Gossip {
+            addr: gossip_addr,
+            source,
+        })?;
+        let identity = Identity {
+            node,
+            generation,
+            http,
+            members: gossip.members(),
+            wall: environment.wall,
+            peers: environment.peers,
+        };
+        let shared = Arc::new(Shared::new(identity, &config.leases, &config.replication));
+        crate::metrics::show(&shared, &admin.metrics);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(replicate::follow_everybody(Arc::clone(&shared)));
+        tasks.spawn(replicate::pass_on_for_ever(Arc::clone(&shared)));
+        tasks.spawn(sweep::sweep_for_ever(Arc::clone(&shared)));
+        let alone_after = (!gossip_config.seeds.is_empty()).then_some(gossip_config.join_timeout.0);
+        tasks.spawn(ready::become_ready(Arc::clone(&shared), alone_after, ready));
+        tasks.spawn(ready::step_down_if_superseded(
+            Arc::clone(&shared),
+            gossip.superseded(),
+            admin.readiness.wait_for("name", "not asked yet"),
+        ));
+        tasks.spawn(sweep::note_isolation(
+            Arc::clone(&shared),
+            gossip.is_isolated(),
+        ));
+        let (stop, mut stopped) = watch::channel(false);
+        let api = tokio::spawn(api::serve(listener, Arc::clone(&shared), async move {
+            let _stopped_or_dropped = stopped.wait_for(|stop| *stop).await;
+        }));
+        tracing::info!(node = %shared.node, http = %http, gossip = %gossip_addr, "registry server started");
+        let server = Self {
+            shared,
+            gossip_addr,
+            gossip,
+            tasks,
+            stop,
+            api,
+        };
+        server.announce();
+        Ok(server)
+    }
+
+    /// Tells the others once it serves.
+    fn announce(&self) {
+        let announce = self.gossip.announcer();
+        let mut serving = self.shared.serving();
+        tokio::spawn(async move {
+            if serving.wait_for(|serving| *serving).await.is_ok() {
+                announce.set(MemberState::Serving).await;
+            }
+        });
+    }
+
+    /// What it is made of.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Where it gossips.
+    pub fn gossip_addr(&self) -> SocketAddr {
+        self.gossip_addr
+    }
+
+    /// Leaves the cluster and stops: hands its leases over with the time that remains of them, so
+    /// that nobody waits for it and nobody is given more than is due. Clients turn to other servers
+    /// at once.
+    pub async fn shutdown(mut self) {
+        self.shared.start_drain();
+        self.gossip.announcer().set(MemberState::Draining).await;
+        // One round of gossip, so that the others know before the connections end.
+        tokio::time::sleep(SWEEP).await;
+        let left = replicate::hand_off(&self.shared).await;
+        if left > 0 {
+            tracing::warn!(
+                leases = left,
+                "nobody took these leases over, they are orphans"
+            );
+        }
+        // So that the others have read that what they took over is theirs.
+        tokio::time::sleep(SWEEP).await;
+        self.stop.send_replace(true);
+        if tokio::time::timeout(Duration::from_secs(2), &mut self.api)
+            .await
+            .is_err()
+        {
+            self.api.abort();
+        }
+        self.tasks.shutdown().await;
+        self.gossip.leave().await;
+    }
+}
+
+fn wall_ns() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// chitchat needs to know its own port beforehand.
+fn free_udp_port(addr: SocketAddr) -> Result<SocketAddr, ListenError> {
+    let error = |source| ListenError {
+        what: "gossip".into(),
+        addr,
+        source,
+    };
+    let socket = std::net::UdpSocket::bind(addr).map_err(error)?;
+    socket.local_addr().map_err(error)
+}

@@ -1,0 +1,47 @@
+//! Renewals of leases that other servers keep, collected for a moment and passed on together.
+//!
+//! A load balancer in front of the servers spreads an instance's renewals over all of them. If
+//! each server took the lease over with every renewal, the catalogue would see as many writes as
+//! there are renewals. So a renewal goes on to the server that keeps the lease, a batch at a time.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::catalogue::{Key, NodeId};
+
+/// Renewals waiting for one server. More means that it does not take them: the leases are taken
+/// over instead. A guess: a second's worth at the highest rate we promise.
+const LIMIT: usize = 10_000;
+
+/// A renewal and the life it is for.
+pub(crate) type PassedRenewal = (Key, u64);
+
+/// What waits to be passed on.
+#[derive(Debug, Default)]
+pub(crate) struct PassedOn {
+    waiting: Mutex<HashMap<NodeId, Vec<PassedRenewal>>>,
+    /// Wakes whoever sends.
+    pub(crate) arrived: Notify,
+}
+
+impl PassedOn {
+    /// Passes it on soon; `false` if too much waits for that server.
+    pub(crate) fn push(&self, owner: &NodeId, key: Key, incarnation: u64) -> bool {
+        let mut waiting = self.waiting.lock();
+        let queue = waiting.entry(Arc::clone(owner)).or_default();
+        if queue.len() >= LIMIT {
+            return false;
+        }
+        queue.push((key, incarnation));
+        drop(waiting);
+        self.arrived.notify_one();
+        true
+    }
+
+    /// Takes everything that waits.
+    pub(crate) fn take(&self) -> HashMap<NodeId, Vec<PassedRenewal>> {
+        std::mem::take(&mut *self.waiting.lock())
+    }
+}

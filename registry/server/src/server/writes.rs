@@ -1,0 +1,439 @@
+//! What instances and operators ask for: each is stamped, taken, logged for the other servers, and
+//! told to the watchers.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use selvedge_registry::{
+    InstanceId, InstanceStatus, ServiceName,
+    wire::{InstanceRecord, PolicyRecord, RegisterRequest},
+};
+use selvedge_resilience::TrafficPolicy;
+
+use super::shared::{Origin, Refused, Renewed, Shared, State, now};
+use crate::{
+    catalogue::{Body, Change, Entry, Key, Live, PolicyEntry, Record, Stamp, Visible},
+    lease::{Grant, Renewal},
+};
+
+pub(crate) fn grant(instance: &InstanceRecord) -> Grant<'_> {
+    Grant {
+        ttl: instance.ttl.0,
+        incarnation: instance.incarnation,
+        zone: &instance.locality.zone,
+    }
+}
+
+impl Shared {
+    /// Registers an instance, or changes what it said.
+    ///
+    /// # Errors
+    /// [`Refused::Later`] if a later life of it is known, [`Refused::Limit`] if there is no room,
+    /// [`Refused::NotServing`] while this server leaves.
+    pub fn register(
+        &self,
+        service: ServiceName,
+        id: InstanceId,
+        request: RegisterRequest,
+        origin: Origin,
+    ) -> Result<InstanceRecord, Refused> {
+        if self.is_draining() {
+            return Err(Refused::NotServing);
+        }
+        let wall_ms = self.wall_ms();
+        let mut state = self.state.write();
+        let known = state.store.catalogue().get(&service, &id).cloned();
+        let life = known.as_ref().map(|record| record.stamp.incarnation);
+        let incarnation = request
+            .incarnation
+            .unwrap_or_else(|| life.unwrap_or_default().max(wall_ms));
+        if let Some(incarnation) = life.filter(|life| *life > incarnation) {
+            return Err(Refused::Later { incarnation });
+        }
+        let before = known.as_ref().and_then(|known| known.instance());
+        if before.is_none() {
+            self.has_room(&state, &service)?;
+        }
+        let mut instance = InstanceRecord {
+            id: id.clone(),
+            addr: request.addr,
+            status: request.status,
+            reported: request.status,
+            overridden: known.as_ref().and_then(|known| known.overridden()),
+            weight: request.weight,
+            protocol: request.protocol,
+            locality: request.locality,
+            ttl: request.ttl,
+            incarnation,
+            owner: self.node.to_string(),
+            version: request.version,
+            tags: request.tags,
+            ownership: request.ownership,
+            metadata: request.metadata,
+            dialects: origin.dialects,
+            registered_ms: wall_ms,
+            changed_ms: wall_ms,
+        };
+        instance.settle();
+        if let Some(before) = before {
+            keep_times(&mut instance, &before);
+        }
+        self.put(&mut state, service.clone(), known.as_deref(), &instance);
+        // While the state is locked: who evicts takes the same two locks in the same order.
+        self.leases.grant((service, id), &grant(&instance), now());
+        Ok(instance)
+    }
+
+    fn has_room(&self, state: &State, service: &ServiceName) -> Result<(), Refused> {
+        let caps = **self.caps.load();
+        let catalogue = state.store.catalogue();
+        for (what, there, limit) in [
+            (
+                "instances of a service",
+                catalogue.count(service).0,
+                caps.per_service,
+            ),
+            ("instances", catalogue.len(), caps.total),
+        ] {
+            if there >= limit {
+                return Err(Refused::Limit { what, limit });
+            }
+        }
+        Ok(())
+    }
+
+    /// Renews a lease. That of another server that lives is passed on to it, and taken over once
+    /// the instance has come here twice in a row; that of a server that is gone is taken over at
+    /// once. Callers see nothing of either.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`] if the instance is not registered, or not in this life;
+    /// [`Refused::NotServing`] if this server cannot know.
+    pub fn renew(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        incarnation: Option<u64>,
+    ) -> Result<Renewed, Refused> {
+        let key = (service.clone(), id.clone());
+        match self.leases.renew(&key, incarnation, None, now()) {
+            Renewal::Renewed { ttl } | Renewal::Moved { ttl } => {
+                Self::count(&self.counters.renewals);
+                Ok(Renewed {
+                    ttl,
+                    passed_on: false,
+                })
+            }
+            Renewal::OtherLife => Err(Refused::Unknown),
+            Renewal::Guarded => self.claim(&key, incarnation),
+            Renewal::NotHere => self.renew_elsewhere(key, incarnation),
+        }
+    }
+
+    /// [`renew`](Self::renew), many times; the answers are in the same order.
+    pub fn renew_batch(
+        &self,
+        batch: &[(ServiceName, InstanceId, Option<u64>)],
+    ) -> Vec<Result<Renewed, Refused>> {
+        batch
+            .iter()
+            .map(|(service, id, incarnation)| self.renew(service, id, *incarnation))
+            .collect()
+    }
+
+    fn renew_elsewhere(&self, key: Key, incarnation: Option<u64>) -> Result<Renewed, Refused> {
+        let catalogue = self.catalogue();
+        let Some(record) = catalogue.live_record(&key.0, &key.1) else {
+            let catching_up = !self.is_serving();
+            return Err(if catching_up {
+                Refused::NotServing
+            } else {
+                Refused::Unknown
+            });
+        };
+        if incarnation.is_some_and(|life| life != record.stamp.incarnation) {
+            return Err(Refused::Unknown);
+        }
+        let Body::Live(live) = &record.body else {
+            return Err(Refused::Unknown);
+        };
+        let owner = &record.stamp.owner;
+        let elsewhere = *owner != self.node && self.is_alive(owner);
+        if !elsewhere
+            || !self
+                .passed_on
+                .push(owner, key.clone(), record.stamp.incarnation)
+        {
+            return self.claim(&key, incarnation);
+        }
+        Self::count(&self.counters.renewals);
+        Self::count(&self.counters.passed_on);
+        Ok(Renewed {
+            ttl: Duration::from_millis(u64::from(live.ttl_ms)),
+            passed_on: true,
+        })
+    }
+
+    /// Takes a lease over, with its whole time: the instance has just been heard of here.
+    pub(crate) fn claim(&self, key: &Key, incarnation: Option<u64>) -> Result<Renewed, Refused> {
+        let mut state = self.state.write();
+        let record = state.store.catalogue().live_record(&key.0, &key.1).cloned();
+        let record = record
+            .filter(|record| incarnation.is_none_or(|life| life == record.stamp.incarnation))
+            .ok_or(Refused::Unknown)?;
+        let instance = record.instance().ok_or(Refused::Unknown)?;
+        self.leases.grant(key.clone(), &grant(&instance), now());
+        if record.stamp.owner != self.node {
+            Self::count(&self.counters.claims);
+            self.write(&mut state, &record, record.body.clone());
+        }
+        Self::count(&self.counters.renewals);
+        Ok(Renewed {
+            ttl: instance.ttl.0,
+            passed_on: false,
+        })
+    }
+
+    /// Takes an instance out because it said so.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`] if it is not registered.
+    pub fn deregister(&self, service: &ServiceName, id: &InstanceId) -> Result<(), Refused> {
+        let mut state = self.state.write();
+        let record = state.store.catalogue().live_record(service, id).cloned();
+        let record = record.ok_or_else(|| self.unknown())?;
+        self.leases.release(&record.key());
+        self.write(&mut state, &record, Body::Cancelled);
+        Ok(())
+    }
+
+    fn unknown(&self) -> Refused {
+        if self.is_serving() {
+            Refused::Unknown
+        } else {
+            Refused::NotServing
+        }
+    }
+
+    /// Changes what the instance says of itself.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`] if it is not registered.
+    pub fn set_reported(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        status: InstanceStatus,
+    ) -> Result<InstanceRecord, Refused> {
+        self.change(service, id, |instance| instance.reported = status)
+    }
+
+    /// Sets, or takes back, an operator's word about it.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`] if it is not registered.
+    pub fn set_override(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        status: Option<InstanceStatus>,
+    ) -> Result<InstanceRecord, Refused> {
+        self.change(service, id, |instance| instance.overridden = status)
+    }
+
+    /// Merges metadata: `None` takes a key away. Limits are the caller's to check.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`] if it is not registered.
+    pub fn merge_metadata(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        changes: BTreeMap<String, Option<String>>,
+    ) -> Result<InstanceRecord, Refused> {
+        self.change(service, id, |instance| {
+            for (key, value) in changes {
+                match value {
+                    Some(value) => instance.metadata.insert(key, value),
+                    None => instance.metadata.remove(&key),
+                };
+            }
+        })
+    }
+
+    /// Sets, or takes away, what a dialect must give back.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`] if it is not registered.
+    pub fn set_dialect(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        name: &str,
+        value: Option<String>,
+    ) -> Result<InstanceRecord, Refused> {
+        self.change(service, id, |instance| {
+            match value {
+                Some(value) => instance.dialects.insert(name.to_owned(), value),
+                None => instance.dialects.remove(name),
+            };
+        })
+    }
+
+    /// Changes a live instance in one step. Another server's becomes ours, with a whole lease: a
+    /// record has one writer, and the instance's next renewals find their way.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`] if it is not registered.
+    pub fn change(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        edit: impl FnOnce(&mut InstanceRecord),
+    ) -> Result<InstanceRecord, Refused> {
+        let mut state = self.state.write();
+        let record = state.store.catalogue().live_record(service, id).cloned();
+        let record = record.ok_or_else(|| self.unknown())?;
+        let before = record.instance().ok_or(Refused::Unknown)?;
+        let mut instance = before.clone();
+        edit(&mut instance);
+        instance.settle();
+        if instance == before {
+            return Ok(before);
+        }
+        instance.changed_ms = self.wall_ms();
+        self.node.as_ref().clone_into(&mut instance.owner);
+        self.put(&mut state, service.clone(), Some(&record), &instance);
+        let key = record.key();
+        if !self.leases.holds(&key) {
+            self.leases.grant(key, &grant(&instance), now());
+        }
+        Ok(instance)
+    }
+
+    /// Publishes a policy, or a change of it; tells its number.
+    pub fn put_policy(
+        &self,
+        service: ServiceName,
+        policy: TrafficPolicy,
+        by: impl Into<String>,
+    ) -> PolicyRecord {
+        let mut state = self.state.write();
+        let version = next_version(&state, &service);
+        let record = PolicyRecord {
+            service: service.clone(),
+            version,
+            updated_ms: self.wall_ms(),
+            by: by.into(),
+            policy,
+        };
+        self.write_policy(&mut state, service, version, Some(record.clone()));
+        record
+    }
+
+    /// Withdraws a policy; tells whether there was one.
+    pub fn delete_policy(&self, service: &ServiceName) -> bool {
+        let mut state = self.state.write();
+        if state.store.catalogue().policy(service).is_none() {
+            return false;
+        }
+        let version = next_version(&state, service);
+        self.write_policy(&mut state, service.clone(), version, None);
+        true
+    }
+
+    fn write_policy(
+        &self,
+        state: &mut State,
+        service: ServiceName,
+        version: u64,
+        record: Option<PolicyRecord>,
+    ) {
+        let known = state.store.catalogue().policy_entry(&service);
+        let known = known.map_or(0, |known| known.hlc);
+        let entry = PolicyEntry {
+            service,
+            version,
+            hlc: state.clock.tick_after(known, self.wall_ms()),
+            owner: Arc::clone(&self.node),
+            record,
+        };
+        if let Change::Visible(visible) = state.store.merge_policy(entry) {
+            self.told(state, visible);
+        }
+    }
+
+    fn put(
+        &self,
+        state: &mut State,
+        service: ServiceName,
+        known: Option<&Record>,
+        instance: &InstanceRecord,
+    ) {
+        let record = Record {
+            service,
+            id: instance.id.clone(),
+            stamp: self.stamp(state, known, instance.incarnation),
+            body: Body::Live(Live::of(instance)),
+        };
+        self.take(state, record);
+    }
+
+    /// A later word about `known`.
+    pub(crate) fn write(&self, state: &mut State, known: &Record, body: Body) {
+        let record = Record {
+            service: known.service.clone(),
+            id: known.id.clone(),
+            stamp: self.stamp(state, Some(known), known.stamp.incarnation),
+            body,
+        };
+        self.take(state, record);
+    }
+
+    fn stamp(&self, state: &mut State, known: Option<&Record>, incarnation: u64) -> Stamp {
+        let known = known.map_or(0, |known| known.stamp.hlc);
+        Stamp {
+            incarnation,
+            hlc: state.clock.tick_after(known, self.wall_ms()),
+            owner: Arc::clone(&self.node),
+        }
+    }
+
+    fn take(&self, state: &mut State, record: Record) {
+        let (service, id) = record.key();
+        match state.store.merge(record, self.uptime_ms()) {
+            Change::None => {}
+            Change::Hidden => {
+                if let Some(record) = state.store.catalogue().get(&service, &id) {
+                    let entry = Entry::Instance(Arc::clone(record));
+                    state.log.append(entry);
+                }
+            }
+            Change::Visible(visible) => self.told(state, visible),
+        }
+    }
+
+    fn told(&self, state: &mut State, visible: Visible) {
+        self.hub.publish(&visible);
+        state.log.append(visible.entry);
+    }
+}
+
+/// What registers again as it was has not changed, and has been there as long.
+fn keep_times(instance: &mut InstanceRecord, before: &InstanceRecord) {
+    if instance.incarnation != before.incarnation {
+        return;
+    }
+    instance.registered_ms = before.registered_ms;
+    let (changed_ms, owner) = (instance.changed_ms, instance.owner.clone());
+    instance.changed_ms = before.changed_ms;
+    before.owner.clone_into(&mut instance.owner);
+    if instance != before {
+        instance.changed_ms = changed_ms;
+    }
+    instance.owner = owner;
+}
+
+fn next_version(state: &State, service: &ServiceName) -> u64 {
+    let known = state.store.catalogue().policy_entry(service);
+    known.map_or(0, |known| known.version) + 1
+}
