@@ -9,7 +9,8 @@
 //! | the callee is slow and calls pile up | deadline, bulkhead | [`TimeoutLayer`], [`bulkhead`] |
 //! | one method, tenant or key of many is bad | a core for each key | [`keyed`] |
 //! | one endpoint of many is bad | balancing by cost, outlier ejection | [`balance`] |
-//! | more is asked than can be done | rate limit | [`rate_limit`] |
+//! | more is asked than can be done | rate limit; shedding what matters least | [`rate_limit`], [`shed`] |
+//! | nobody knows how much can be done | a limit that finds itself | [`adaptive`] |
 //! | nobody waits for the answer any more | a deadline that travels | [`context::deadline`] |
 //! | nobody knows where the time went | a trace that travels | [`context::trace`] |
 //!
@@ -78,6 +79,7 @@
     )
 )]
 
+pub mod adaptive;
 pub mod balance;
 pub mod breaker;
 pub mod bulkhead;
@@ -93,6 +95,7 @@ mod policy;
 pub mod rate_limit;
 pub mod retry;
 mod rng;
+pub mod shed;
 mod slices;
 mod sync;
 pub mod throttle;

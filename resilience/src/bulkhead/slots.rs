@@ -111,6 +111,12 @@ impl Slots {
         }
     }
 
+    /// Takes a slot beyond the limit; who may do so is decided elsewhere. Returns how many are held
+    /// then.
+    pub(crate) fn take_beyond(&self) -> u32 {
+        held(self.state.fetch_add(1, Ordering::AcqRel)) + 1
+    }
+
     /// Gives a slot back, or on to whoever waits.
     pub(crate) fn give_back(&self) {
         let mut state = self.state.load(Ordering::Relaxed);

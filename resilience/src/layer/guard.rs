@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{balance::Pick, breaker, bulkhead, outcome::Outcome, retry::budget, throttle};
+use crate::{
+    adaptive, balance::Pick, breaker, bulkhead, outcome::Outcome, retry::budget, throttle,
+};
 
 /// Something acquired for a call that wants to know how the call ended.
 pub trait Completes {
@@ -22,6 +24,12 @@ impl Completes for breaker::Permit {
 
 impl Completes for bulkhead::Permit {
     fn complete(self, _: Outcome, _: Instant, _: Option<Duration>) {}
+}
+
+impl Completes for adaptive::Permit {
+    fn complete(self, outcome: Outcome, now: Instant, _: Option<Duration>) {
+        adaptive::Permit::complete(self, outcome, now);
+    }
 }
 
 impl<K> Completes for Pick<K> {

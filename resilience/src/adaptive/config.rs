@@ -1,0 +1,421 @@
+//! Which rule moves the limit, between which bounds, on what samples.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::algorithm::Bounds;
+use crate::{
+    bulkhead::QueueConfig,
+    config::{Millis, PolicyError, Ratio, ensure},
+};
+
+/// An adaptive limit on calls under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct AdaptiveConfig {
+    /// How the limit moves. Default "gradient2".
+    pub algorithm: AlgorithmConfig,
+    /// Where it begins. Default 20: Netflix `Gradient2Limit`.
+    pub initial: u32,
+    /// It never goes below; at least 1. Default 20: Netflix `Gradient2Limit`.
+    pub min: u32,
+    /// It never goes above; at most 1 000 000. Default 200: Netflix `Gradient2Limit`.
+    pub max: u32,
+    /// How long samples are collected before the limit moves. Default "1s": Netflix
+    /// `WindowedLimit`.
+    pub window: Millis,
+    /// Samples that a window must hold; it lasts longer until it does. 1 to 10 000. Default 10:
+    /// Netflix `WindowedLimit` (which forgets the window instead).
+    pub min_samples: u32,
+    /// Calls faster than this are no samples. Default "100us": Netflix `WindowedLimit`.
+    pub min_rtt: Millis,
+    /// Calls slower than this, finished or given up, count as dropped. Default "5s": the timeout of
+    /// Netflix `AIMDLimit`.
+    pub drop_after: Millis,
+    /// Who comes when the limit is reached may wait. Not written: refused at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueConfig>,
+    /// What each class of calls is sure of once the limit is reached; shares of at most 100 %
+    /// together.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub partitions: BTreeMap<String, Ratio>,
+}
+
+impl Default for AdaptiveConfig {
+    fn default() -> Self {
+        Self {
+            algorithm: AlgorithmConfig::default(),
+            initial: 20,
+            min: 20,
+            max: 200,
+            window: Millis::new(1000),
+            min_samples: 10,
+            min_rtt: Millis(Duration::from_micros(100)),
+            drop_after: Millis::new(5000),
+            queue: None,
+            partitions: BTreeMap::new(),
+        }
+    }
+}
+
+/// The most calls that a limit may allow.
+const LIMIT_MAX: u32 = 1_000_000;
+
+impl AdaptiveConfig {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// [`PolicyError`] with the field, its value and what is allowed.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        ensure(
+            (1..=LIMIT_MAX).contains(&self.max),
+            "max",
+            self.max,
+            "1 to 1000000",
+        )?;
+        let allowed = format!("1 to max = {}", self.max);
+        ensure(
+            (1..=self.max).contains(&self.min),
+            "min",
+            self.min,
+            &allowed,
+        )?;
+        let allowed = format!("min = {} to max = {}", self.min, self.max);
+        ensure(
+            (self.min..=self.max).contains(&self.initial),
+            "initial",
+            self.initial,
+            &allowed,
+        )?;
+        let positive =
+            |name, value: Millis| ensure(!value.0.is_zero(), name, value, "more than \"0s\"");
+        positive("window", self.window)?;
+        positive("drop_after", self.drop_after)?;
+        ensure(
+            (1..=10_000).contains(&self.min_samples),
+            "min_samples",
+            self.min_samples,
+            "1 to 10000",
+        )?;
+        ensure(
+            self.min_rtt < self.drop_after,
+            "min_rtt",
+            self.min_rtt,
+            "less than drop_after",
+        )?;
+        if let Some(queue) = &self.queue {
+            queue.validate().map_err(|e| e.within("queue"))?;
+        }
+        self.validate_partitions()?;
+        self.algorithm.validate().map_err(|e| e.within("algorithm"))
+    }
+
+    fn validate_partitions(&self) -> Result<(), PolicyError> {
+        let mut sum = 0;
+        for (name, share) in &self.partitions {
+            let path = format!("partitions.{name}");
+            let allowed = "more than 0%, at most 100% together";
+            sum += millionths(*share);
+            ensure(
+                share.fraction() > 0.0 && share.fraction() <= 1.0 && sum <= MILLION,
+                &path,
+                share,
+                allowed,
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds {
+            min: f64::from(self.min),
+            max: f64::from(self.max),
+            initial: f64::from(self.initial),
+        }
+    }
+}
+
+pub(super) const MILLION: u64 = 1_000_000;
+
+/// A share in fixed point: 0.3 × 10 must be 3, never 3.0000000000000004 rounded up.
+pub(super) fn millionths(share: Ratio) -> u64 {
+    (share.fraction() * MILLION as f64).round() as u64
+}
+
+/// The rule, by its name with its defaults, or as a table of its parameters.
+///
+/// ```
+/// # use selvedge_resilience::adaptive::AlgorithmConfig;
+/// # #[derive(serde::Deserialize)] struct Doc { algorithm: AlgorithmConfig }
+/// let plain: Doc = toml::from_str(r#"algorithm = "vegas""#)?;
+/// let tuned: Doc = toml::from_str(r#"algorithm = { vegas = { smoothing = "50%" } }"#)?;
+/// # let _ = (plain.algorithm, tuned.algorithm);
+/// # Ok::<_, toml::de::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AlgorithmConfig {
+    /// By drops alone: for callees whose latency says nothing.
+    Aimd(AimdConfig),
+    /// By the queue that the round trip over an idle callee's betrays.
+    Vegas(VegasConfig),
+    /// By the round trip against its own long average.
+    Gradient2(Gradient2Config),
+    /// By the round trip against one that is measured at a very low limit now and then.
+    Gradient(GradientConfig),
+}
+
+impl Default for AlgorithmConfig {
+    fn default() -> Self {
+        Self::Gradient2(Gradient2Config::default())
+    }
+}
+
+/// Parameters of [`AlgorithmConfig::Aimd`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct AimdConfig {
+    /// What a drop leaves of the limit, in (0, 1). Default 90 %: Netflix `AIMDLimit`.
+    pub backoff: Ratio,
+}
+
+impl Default for AimdConfig {
+    fn default() -> Self {
+        Self {
+            backoff: Ratio::percent(90),
+        }
+    }
+}
+
+/// Parameters of [`AlgorithmConfig::Vegas`]; defaults from Netflix `VegasLimit`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct VegasConfig {
+    /// Queued calls, times log₁₀ of the limit, below which it grows. Default 3.
+    pub alpha: u32,
+    /// Queued calls, times log₁₀ of the limit, above which it shrinks. Default 6.
+    pub beta: u32,
+    /// What one decrease leaves of the limit, in (0, 1). Not written: the limit less its log₁₀.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decrease: Option<Ratio>,
+    /// How much of a change takes effect at once, in (0, 1]. Default 100 %.
+    pub smoothing: Ratio,
+    /// Windows, times the limit, after which the idle round trip is measured anew; at least 1.
+    /// Default 30.
+    pub probe_every: u32,
+}
+
+impl Default for VegasConfig {
+    fn default() -> Self {
+        Self {
+            alpha: 3,
+            beta: 6,
+            decrease: None,
+            smoothing: Ratio::percent(100),
+            probe_every: 30,
+        }
+    }
+}
+
+/// Parameters of [`AlgorithmConfig::Gradient2`]; defaults from Netflix `Gradient2Limit`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct Gradient2Config {
+    /// Calls that may queue at the callee. Default 4.
+    pub queue: u32,
+    /// How much of a change takes effect at once, in (0, 1]. Default 20 %.
+    pub smoothing: Ratio,
+    /// How much slower than the average is no sign of overload, at least 100 %. Default 150 %.
+    pub tolerance: Ratio,
+    /// Windows that the long average looks back on; at least 10. Default 600.
+    pub long_window: u32,
+}
+
+impl Default for Gradient2Config {
+    fn default() -> Self {
+        Self {
+            queue: 4,
+            smoothing: Ratio::percent(20),
+            tolerance: Ratio::percent(150),
+            long_window: 600,
+        }
+    }
+}
+
+/// Parameters of [`AlgorithmConfig::Gradient`]; defaults from Envoy's gradient controller.
+///
+/// Envoy samples over 100 ms; set [`AdaptiveConfig::window`] to that for the same pace.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct GradientConfig {
+    /// How often the idle round trip is measured. Default "60s".
+    pub measure_every: Millis,
+    /// How much later than that it may be, at most, so that not all measure at once. Default 15 %.
+    pub jitter: Ratio,
+    /// The limit while it is measured; at least 1. Default 3.
+    pub measure_limit: u32,
+    /// Calls that a measurement takes, 1 to 10 000. Default 50.
+    pub measure_samples: u32,
+    /// How much slower than idle is no sign of overload. Default 25 %.
+    pub buffer: Ratio,
+}
+
+impl Default for GradientConfig {
+    fn default() -> Self {
+        Self {
+            measure_every: Millis::new(60_000),
+            jitter: Ratio::percent(15),
+            measure_limit: 3,
+            measure_samples: 50,
+            buffer: Ratio::percent(25),
+        }
+    }
+}
+
+impl AlgorithmConfig {
+    fn validate(&self) -> Result<(), PolicyError> {
+        let part = |name: &str, ratio: Ratio, up_to_one: bool| {
+            let f = ratio.fraction();
+            let fits = f > 0.0 && (f < 1.0 || (up_to_one && f <= 1.0));
+            let allowed = if up_to_one {
+                "more than 0%, at most 100%"
+            } else {
+                "between 0% and 100%"
+            };
+            ensure(fits, name, ratio, allowed)
+        };
+        match self {
+            Self::Aimd(c) => part("aimd.backoff", c.backoff, false),
+            Self::Vegas(c) => {
+                let allowed = format!("at least alpha = {}", c.alpha);
+                ensure(c.beta >= c.alpha, "vegas.beta", c.beta, &allowed)?;
+                ensure(
+                    c.probe_every > 0,
+                    "vegas.probe_every",
+                    c.probe_every,
+                    "at least 1",
+                )?;
+                if let Some(decrease) = c.decrease {
+                    part("vegas.decrease", decrease, false)?;
+                }
+                part("vegas.smoothing", c.smoothing, true)
+            }
+            Self::Gradient2(c) => {
+                part("gradient2.smoothing", c.smoothing, true)?;
+                ensure(
+                    c.tolerance.fraction() >= 1.0,
+                    "gradient2.tolerance",
+                    c.tolerance,
+                    "at least 100%",
+                )?;
+                ensure(
+                    c.long_window >= 10,
+                    "gradient2.long_window",
+                    c.long_window,
+                    "at least 10",
+                )
+            }
+            Self::Gradient(c) => {
+                ensure(
+                    !c.measure_every.0.is_zero(),
+                    "gradient.measure_every",
+                    c.measure_every,
+                    "more than \"0s\"",
+                )?;
+                ensure(
+                    c.jitter.fraction() <= 1.0,
+                    "gradient.jitter",
+                    c.jitter,
+                    "at most 100%",
+                )?;
+                ensure(
+                    (1..=LIMIT_MAX).contains(&c.measure_limit),
+                    "gradient.measure_limit",
+                    c.measure_limit,
+                    "1 to 1000000",
+                )?;
+                ensure(
+                    (1..=10_000).contains(&c.measure_samples),
+                    "gradient.measure_samples",
+                    c.measure_samples,
+                    "1 to 10000",
+                )
+            }
+        }
+    }
+}
+
+/// The table as written.
+#[cfg(feature = "schema")]
+#[derive(schemars::JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is asked for")]
+enum Table {
+    Aimd(AimdConfig),
+    Vegas(VegasConfig),
+    Gradient2(Gradient2Config),
+    Gradient(GradientConfig),
+}
+
+const NAMES: &[&str] = &["aimd", "vegas", "gradient2", "gradient"];
+
+impl<'de> Deserialize<'de> for AlgorithmConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = AlgorithmConfig;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("aimd, vegas, gradient2 or gradient, or a table { name = {..} }")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<AlgorithmConfig, E> {
+                Ok(match name {
+                    "aimd" => AlgorithmConfig::Aimd(AimdConfig::default()),
+                    "vegas" => AlgorithmConfig::Vegas(VegasConfig::default()),
+                    "gradient2" => AlgorithmConfig::Gradient2(Gradient2Config::default()),
+                    "gradient" => AlgorithmConfig::Gradient(GradientConfig::default()),
+                    other => return Err(E::unknown_variant(other, NAMES)),
+                })
+            }
+            fn visit_map<A: de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<AlgorithmConfig, A::Error> {
+                let Some(name) = map.next_key::<String>()? else {
+                    return Err(de::Error::invalid_length(0, &self));
+                };
+                let algorithm = match name.as_str() {
+                    "aimd" => AlgorithmConfig::Aimd(map.next_value()?),
+                    "vegas" => AlgorithmConfig::Vegas(map.next_value()?),
+                    "gradient2" => AlgorithmConfig::Gradient2(map.next_value()?),
+                    "gradient" => AlgorithmConfig::Gradient(map.next_value()?),
+                    other => return Err(de::Error::unknown_variant(other, NAMES)),
+                };
+                match map.next_key::<String>()? {
+                    Some(_) => Err(de::Error::invalid_length(2, &self)),
+                    None => Ok(algorithm),
+                }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for AlgorithmConfig {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "AlgorithmConfig".into()
+    }
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let table = generator.subschema_for::<Table>();
+        schemars::json_schema!({
+            "description": "How the limit moves",
+            "anyOf": [{ "enum": NAMES }, table]
+        })
+    }
+}
