@@ -111,6 +111,7 @@ pub fn outcome_of_head(status: StatusCode, headers: &HeaderMap) -> Outcome {
         200 => GrpcCode::find(headers).map_or(Outcome::Success, GrpcCode::outcome),
         429 => Outcome::RateLimited,
         501 | 505 | 400..=499 => Outcome::Ignored,
+        502..=504 => Outcome::Failure(FailureClass::Gateway),
         500..=599 => Outcome::Failure(FailureClass::ServerError),
         _ => Outcome::Success,
     }

@@ -53,6 +53,8 @@ pub enum FailureClass {
     Reset,
     /// The callee answered that it failed (5xx, or a gRPC status of that kind).
     ServerError,
+    /// A proxy on the way answered that it could not reach the callee (502, 503, 504).
+    Gateway,
     /// The callee's answer broke the protocol.
     Protocol,
     /// Anything else.
@@ -67,6 +69,7 @@ impl FailureClass {
             Self::Timeout => "timeout",
             Self::Reset => "reset",
             Self::ServerError => "server_error",
+            Self::Gateway => "gateway",
             Self::Protocol => "protocol",
             Self::Other => "other",
         }

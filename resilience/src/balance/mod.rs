@@ -3,148 +3,184 @@
 //! Round robin sends as much to the slow endpoint as to the fast one, and a queue grows there.
 //! Picking two at random and taking the cheaper one keeps queues short without any shared state
 //! between callers; costing an endpoint by its peak latency times the calls under way there makes
-//! "cheaper" mean what the next caller will feel. Endpoints that fail are ejected for a while.
+//! "cheaper" mean what the next caller will feel. That is the default, and seldom wrong. The other
+//! policies are for what it cannot know:
+//!
+//! | what goes wrong | what helps |
+//! |---|---|
+//! | one endpoint is slow, or its host is | [`PeakEwma`](BalancePolicy::PeakEwma) |
+//! | calls differ so much that latency says nothing | [`LeastRequest`](BalancePolicy::LeastRequest) |
+//! | few, long calls, and every endpoint must have its exact share | [`RoundRobin`](BalancePolicy::RoundRobin) |
+//! | endpoints cache, and miss when a user comes to another one | [`RingHash`](BalancePolicy::RingHash), or [`Maglev`](BalancePolicy::Maglev) where evenness matters more than few moves |
+//! | one hot key drowns its endpoint | the bound on their load, [`BalanceConfig::load_factor`] |
+//! | one endpoint fails or is far slower than its peers | outlier ejection, [`OutlierConfig`] |
+//! | everything fails, and the ejections make it worse | [`BalanceConfig::panic_threshold`] |
+//! | a new endpoint is cold and gets its full share at once | [`SlowStartConfig`] |
+//! | calls leave the zone, or a zone that lost half its endpoints loses the rest | [`LocalityConfig`] |
+//! | thousands of callers hold connections to thousands of endpoints | [`BalanceConfig::subset`] |
 //!
 //! The balancer knows nothing of addresses: it is generic over a key.
 //!
+//! ```
+//! use std::time::{Duration, Instant};
+//! use selvedge_resilience::{Outcome, Rng, balance::*};
+//!
+//! # #[expect(clippy::disallowed_methods, reason = "an example has to start somewhere")]
+//! let now = Instant::now();
+//! let balancer = Balancer::new(BalanceConfig::default(), OutlierConfig::default(), Rng::new(1))?;
+//! balancer.set_members(["a:80", "b:80"].map(Member::new), now);
+//! let pick = balancer.pick(&PickContext::at(now))?;
+//! println!("calling {}", pick.key());
+//! pick.complete(Outcome::Success, now + Duration::from_millis(3));
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # How a pick is made
+//! zone (by what each can carry) → policy (over those that are in, by weight, as far as they are
+//! warm) → permit. A membership or a policy is arranged once, as it changes, and swapped as a whole.
+//!
 //! # Guarantees
-//! - A pick is two random draws and a compare; no lock, no allocation. Who was passed over for
-//!   long is tried again: costs grow old, and endpoints die. Only where most members
-//!   are ejected does it look further.
-//! - An ejected member is not picked while any other member is in.
+//! - A pick takes no lock and allocates nothing. It looks at two endpoints, or follows a counter or
+//!   a hash; only where most members are out does it look further. With `peak_ewma`, who was passed
+//!   over for long is tried again: costs grow old, and endpoints die.
+//! - An ejected member is not picked while any other is in, unless so few of its zone are in that
+//!   their judge is doubted (panic).
+//! - With `ring_hash` and `maglev`, a call goes to an endpoint only if that has less than
+//!   `load_factor` times its even share of the calls under way; threads that race may exceed that by
+//!   as many calls as they are.
 //! - A membership update keeps what is known of the members that stay; calls under way end
-//!   normally.
+//!   normally, and change nothing where their member is gone.
+//! - The result of a call that began before an ejection does not count after it.
+//!
+//! # What it does not do
+//! Probe (see [`Balancer::report`] for what a probe found), time anything by itself (intervals end
+//! with the first pick after them, or by [`Balancer::tick`]), or agree with other callers: what one
+//! has ejected another may still call.
 //!
 //! # Source
-//! Mitzenmacher 2001 (two choices); Finagle (peak EWMA); Envoy (outlier detection).
+//! Mitzenmacher 2001 (two choices); Finagle (peak EWMA, aperture); Envoy (outlier detection, panic,
+//! slow start, priorities); Mirrokni, Thorup and Zadimoghaddam 2017 (bounded loads); Eisenbud et al.
+//! 2016 (Maglev).
 
+mod choose;
+mod config;
 mod ewma;
+mod hash;
+mod locality;
+mod maglev;
+mod member;
 mod outlier;
+mod ring;
+mod subset;
+mod view;
+mod weighted;
 
 use std::{
-    collections::HashMap,
-    hash::Hash,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
-pub use self::outlier::OutlierConfig;
+pub use self::{
+    config::{BalanceConfig, BalancePolicy, LocalityConfig, SlowStartConfig},
+    hash::stable_hash,
+    locality::Locality,
+    member::{EndpointState, EndpointStatus, Key, Member, Pick, Probe},
+    outlier::{
+        Cause, FailurePercentageConfig, LatencyOutlierConfig, OutlierConfig, SuccessRateConfig,
+    },
+    subset::Client,
+    view::Home,
+};
 use self::{
-    ewma::PeakEwma,
-    outlier::{Group, Health},
+    hash::Draws,
+    member::{Endpoint, Shared, Zone},
+    outlier::{Sample, judge},
+    view::{Ask, View},
 };
 use crate::{
     clock::{Tick, nanos},
     config::PolicyError,
-    outcome::{Outcome, Policy, Reason, Rejected},
+    outcome::{Policy, Reason, Rejected},
     rng::Rng,
-    sync::{AtomicU32, AtomicU64, Ordering},
+    sync::{AtomicU64, Ordering},
 };
 
-/// What a balancer chooses between.
-pub trait Key: Clone + Eq + Hash + Send + Sync + 'static {}
-impl<K: Clone + Eq + Hash + Send + Sync + 'static> Key for K {}
-
-/// One endpoint as discovery sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member<K> {
-    /// What the transport needs to reach it.
-    pub key: K,
-    /// Its share relative to the others; 0 counts as 1.
-    pub weight: u32,
+/// What a pick is asked with.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct PickContext<'a, K> {
+    /// When the call is made.
+    pub now: Instant,
+    /// Those that it should not go to, because they have just been tried; taken if no other is in.
+    pub avoid: &'a [K],
+    /// What `ring_hash` and `maglev` place it by, as [`stable_hash`] of its session; by chance if
+    /// not given.
+    pub hash: Option<u64>,
+    /// Where the call comes from, if not from the balancer's [`Home`].
+    pub locality: Option<&'a Locality>,
 }
 
-impl<K> Member<K> {
-    /// A member of weight 1.
-    pub fn new(key: K) -> Self {
-        Self { key, weight: 1 }
+impl<'a, K> PickContext<'a, K> {
+    /// Anyone, now.
+    pub fn at(now: Instant) -> Self {
+        Self {
+            now,
+            avoid: &[],
+            hash: None,
+            locality: None,
+        }
+    }
+
+    /// Not these, if it can be helped.
+    #[must_use]
+    pub fn avoid(mut self, keys: &'a [K]) -> Self {
+        self.avoid = keys;
+        self
+    }
+
+    /// Placed by this hash.
+    #[must_use]
+    pub fn hash(mut self, hash: u64) -> Self {
+        self.hash = Some(hash);
+        self
+    }
+
+    /// On behalf of a caller there.
+    #[must_use]
+    pub fn from(mut self, locality: &'a Locality) -> Self {
+        self.locality = Some(locality);
+        self
     }
 }
 
+/// The interval over which endpoints are compared.
+#[derive(Debug, Default)]
+struct Sweeper {
+    began: Option<Tick>,
+}
+
+/// What changes a membership or its arrangement, one at a time.
 #[derive(Debug)]
-struct Endpoint<K> {
-    key: K,
-    weight: AtomicU32,
-    pending: AtomicU32,
-    /// When it was picked last, and how many picks the balancer had made by then.
-    picked: AtomicU64,
-    picked_at: AtomicU64,
-    ewma: PeakEwma,
-    health: Health,
-    succeeded: AtomicU64,
-    failed: AtomicU64,
-    group: Arc<Group>,
-}
-
-/// The cost of an endpoint without history but with calls under way: it is tried one at a time.
-const UNPROVEN: f64 = 1e15;
-
-/// Nanoseconds added to every latency: endpoints a fraction of a millisecond apart are alike. A
-/// guess; on a loopback, where all is faster, a preference would follow the scheduler's moods.
-const GRAIN: f64 = 1e6;
-/// How much dearer an endpoint must be to be passed over. A guess between 1, which starves whoever
-/// was slow once of the calls that would show it is fast again (or dead), and 2, at which one call
-/// under way would no longer count.
-const NOISE: f64 = 1.5;
-
-/// A cost is a memory: who was passed over for this long, and for this many picks of others, is
-/// picked again, so that one that has become fast, or has died, is noticed. At most 3 % of a
-/// balancer's calls, and two a second, go the dearer way for it. A guess: half of the second in
-/// which a dead endpoint should be known.
-const FORGOTTEN: Duration = Duration::from_millis(500);
-const FORGOTTEN_PICKS: u64 = 32;
-
-impl<K> Endpoint<K> {
-    /// Whether nobody knows any more what a call to it costs.
-    fn is_forgotten(&self, now: Tick, picks: u64) -> bool {
-        self.pending.load(Ordering::Relaxed) == 0
-            && picks.saturating_sub(self.picked_at.load(Ordering::Relaxed)) >= FORGOTTEN_PICKS
-            && now.since(Tick(self.picked.load(Ordering::Relaxed))) >= FORGOTTEN
-    }
-
-    fn load(&self, now: Tick) -> f64 {
-        let pending = f64::from(self.pending.load(Ordering::Relaxed));
-        let cost = if self.ewma.has_history() {
-            (self.ewma.read(now) + GRAIN) * (pending + 1.0)
-        } else if pending > 0.0 {
-            UNPROVEN + pending
-        } else {
-            0.0
-        };
-        cost / f64::from(self.weight.load(Ordering::Relaxed).max(1))
-    }
-}
-
-/// One endpoint as an operator sees it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EndpointStatus<K> {
-    /// What the transport needs to reach it.
-    pub key: K,
-    /// Its share relative to the others.
-    pub weight: u32,
-    /// Calls under way there.
-    pub pending: u32,
-    /// Decayed peak latency.
-    pub cost: Duration,
-    /// Time until it is let in again; zero unless ejected.
-    pub ejected_for: Duration,
-    /// Calls that succeeded.
-    pub succeeded: u64,
-    /// Calls that failed.
-    pub failed: u64,
+struct Setup {
+    home: Home,
+    zones: HashMap<Locality, Arc<Zone>>,
 }
 
 #[derive(Debug)]
 struct Core<K> {
-    members: ArcSwap<Vec<Arc<Endpoint<K>>>>,
-    group: Arc<Group>,
-    rng: Rng,
+    view: ArcSwap<View<K>>,
+    shared: Arc<Shared>,
+    seed: u64,
     picks: AtomicU64,
+    sweeper: Mutex<Sweeper>,
+    setup: Mutex<Setup>,
 }
 
-/// Picks endpoints by two choices over peak EWMA. Clones share one membership.
+/// Picks endpoints by one of the [policies](BalancePolicy). Clones share one membership.
 #[derive(Debug)]
 pub struct Balancer<K>(Arc<Core<K>>);
 
@@ -155,141 +191,253 @@ impl<K> Clone for Balancer<K> {
 }
 
 impl<K: Key> Balancer<K> {
-    /// A balancer without members.
+    /// A balancer without members, at home anywhere, with a subset of its own.
     ///
     /// # Errors
-    /// [`PolicyError`] if the configuration cannot work.
-    pub fn new(outlier: OutlierConfig, rng: Rng) -> Result<Self, PolicyError> {
+    /// [`PolicyError`] if a configuration cannot work.
+    pub fn new(
+        config: BalanceConfig,
+        outlier: OutlierConfig,
+        rng: Rng,
+    ) -> Result<Self, PolicyError> {
+        config.validate()?;
         outlier.validate()?;
-        let group = Group {
-            config: ArcSwap::from_pointee(outlier),
-            size: AtomicU32::new(0),
-            ejected: AtomicU32::new(0),
-            ejections: AtomicU64::new(0),
-            overflow: AtomicU64::new(0),
+        let home = Home {
+            locality: Locality::default(),
+            client: Client::Id(rng.next_u64()),
         };
+        let seed = rng.next_u64();
+        let shared = Shared::new(outlier, rng);
+        shared.set_pace(config.decay.0, config.slow_start.as_ref());
         Ok(Self(Arc::new(Core {
-            members: ArcSwap::default(),
-            group: Arc::new(group),
-            rng,
+            view: ArcSwap::from_pointee(View::new(Vec::new(), &home, Arc::new(config))),
+            shared: Arc::new(shared),
+            seed,
             picks: AtomicU64::new(0),
+            sweeper: Mutex::default(),
+            setup: Mutex::new(Setup {
+                home,
+                zones: HashMap::new(),
+            }),
         })))
     }
 
-    /// Replaces the membership. A key given twice counts once, with its first weight.
-    pub fn set_members(&self, members: impl IntoIterator<Item = Member<K>>) {
-        let core = &self.0;
-        let old = core.members.load_full();
-        let mut known: HashMap<&K, &Arc<Endpoint<K>>> = old.iter().map(|e| (&e.key, e)).collect();
-        let mut seen = std::collections::HashSet::new();
+    /// Replaces the membership. A key given twice counts once, as first given. What is known of the
+    /// keys that stay is kept, unless they moved to another locality.
+    ///
+    /// O(n log n), and what the policy's table costs; picks go on meanwhile.
+    pub fn set_members(&self, members: impl IntoIterator<Item = Member<K>>, now: Instant) {
+        let (core, now) = (&*self.0, Tick::at(now));
+        let mut setup = core.setup.lock();
+        let old = core.view.load_full();
+        let mut known: HashMap<&K, &Arc<Endpoint<K>>> =
+            old.members.iter().map(|e| (&e.key, e)).collect();
+        let mut seen = HashSet::new();
         let mut next: Vec<Arc<Endpoint<K>>> = Vec::new();
-        for Member { key, weight } in members {
-            if !seen.insert(key.clone()) {
+        for member in members {
+            if !seen.insert(member.key.clone()) {
                 continue;
             }
-            let endpoint = match known.remove(&key) {
-                Some(endpoint) => Arc::clone(endpoint),
-                None => Arc::new(self.endpoint(key)),
+            let stays = known
+                .get(&member.key)
+                .is_some_and(|e| e.zone.locality == member.locality && is_placed(e, &member));
+            let endpoint = match known.remove(&member.key) {
+                Some(endpoint) if stays => Arc::clone(endpoint),
+                gone => {
+                    if let Some(gone) = gone {
+                        gone.health.retire(&core.shared.places);
+                    }
+                    let zone = setup.zone(&member.locality);
+                    let weight = member.weight;
+                    let new = Endpoint::new(member, zone, Arc::clone(&core.shared), now);
+                    new.set_weight(weight);
+                    next.push(Arc::new(new));
+                    continue;
+                }
             };
-            endpoint.weight.store(weight, Ordering::Relaxed);
+            endpoint.set_weight(member.weight);
             next.push(endpoint);
         }
-        core.group.size.store(
-            u32::try_from(next.len()).unwrap_or(u32::MAX),
+        self.arrange(next, &setup.home, Arc::clone(&old.config), now);
+        for gone in known.into_values() {
+            gone.health.retire(&core.shared.places);
+        }
+        setup.forget_zones();
+    }
+
+    /// Makes a new arrangement the one that picks see.
+    fn arrange(
+        &self,
+        members: Vec<Arc<Endpoint<K>>>,
+        home: &Home,
+        config: Arc<BalanceConfig>,
+        now: Tick,
+    ) {
+        let core = &*self.0;
+        let view = View::new(members, home, config);
+        let chosen: HashSet<*const Endpoint<K>> =
+            view.slots().map(|s| Arc::as_ptr(&s.endpoint)).collect();
+        for (n, group) in view.groups.iter().enumerate() {
+            // Callers that start together must not go the round together.
+            let turn = hash::nth(core.seed, n as u64) >> 1;
+            group.turn.store(turn, Ordering::Relaxed);
+        }
+        core.shared.places.hosts.store(
+            u32::try_from(chosen.len()).unwrap_or(u32::MAX),
             Ordering::Relaxed,
         );
-        core.members.store(Arc::new(next));
-        for gone in known.into_values() {
-            gone.health.release(&core.group);
+        // Who is not called any more holds no place among those that are out.
+        for member in &view.members {
+            if !chosen.contains(&Arc::as_ptr(member)) {
+                member.readmit_now(now);
+            }
         }
+        core.view.store(Arc::new(view));
+        core.shared.due.request();
+        self.look(now);
     }
 
-    fn endpoint(&self, key: K) -> Endpoint<K> {
-        Endpoint {
-            key,
-            weight: AtomicU32::new(1),
-            pending: AtomicU32::new(0),
-            picked: AtomicU64::new(0),
-            picked_at: AtomicU64::new(0),
-            ewma: PeakEwma::default(),
-            health: Health::default(),
-            succeeded: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            group: Arc::clone(&self.0.group),
-        }
-    }
-
-    /// Picks an endpoint for a call at `now`; `avoid` (the one just tried) only if no other is in.
+    /// Takes new configurations; members, costs and verdicts stay.
     ///
     /// # Errors
-    /// [`Rejected`] with [`Reason::NoEndpoint`] if there are no members.
-    pub fn pick(&self, now: Instant, avoid: Option<&K>) -> Result<Pick<K>, Rejected> {
-        let (core, started) = (&self.0, Tick::at(now));
-        let members = core.members.load();
-        let endpoint = match members.as_slice() {
-            [] => {
-                // A second: the time in which discovery would show a new endpoint.
-                let soon = Duration::from_secs(1);
-                return Err(Rejected::after(Policy::Balancer, Reason::NoEndpoint, soon));
-            }
-            [only] => only,
-            many => self.choose(many, avoid, started),
-        };
+    /// [`PolicyError`] if one cannot work; nothing changes then.
+    pub fn reconfigure(
+        &self,
+        config: BalanceConfig,
+        outlier: OutlierConfig,
+        now: Instant,
+    ) -> Result<(), PolicyError> {
+        config.validate()?;
+        outlier.validate()?;
+        let (core, now) = (&*self.0, Tick::at(now));
+        let setup = core.setup.lock();
+        core.shared.reconfigure(outlier);
+        let old = core.view.load_full();
+        if *old.config == config {
+            self.look(now);
+            return Ok(());
+        }
+        core.shared
+            .set_pace(config.decay.0, config.slow_start.as_ref());
+        for member in &old.members {
+            core.shared.warms(member.since());
+        }
+        self.arrange(old.members.clone(), &setup.home, Arc::new(config), now);
+        Ok(())
+    }
+
+    /// Says where this process is and which of the callers it is.
+    pub fn set_home(&self, home: Home, now: Instant) {
+        let core = &*self.0;
+        let mut setup = core.setup.lock();
+        if setup.home != home {
+            setup.home = home;
+            let old = core.view.load_full();
+            let config = Arc::clone(&old.config);
+            self.arrange(old.members.clone(), &setup.home, config, Tick::at(now));
+        }
+    }
+
+    /// Picks an endpoint for a call.
+    ///
+    /// # Errors
+    /// [`Rejected`] with [`Reason::NoEndpoint`] if there are no members, or none is in and
+    /// `panic_threshold` is 0.
+    pub fn pick(&self, context: &PickContext<'_, K>) -> Result<Pick<K>, Rejected> {
+        let (core, now) = (&*self.0, Tick::at(context.now));
+        if core.shared.due.is_due(now) {
+            self.look(now);
+        }
+        let view = core.view.load();
         let picks = core.picks.fetch_add(1, Ordering::Relaxed);
-        endpoint.picked.store(started.0, Ordering::Relaxed);
-        endpoint.picked_at.store(picks, Ordering::Relaxed);
-        endpoint.pending.fetch_add(1, Ordering::Relaxed);
+        let mut ask = Ask {
+            now,
+            avoid: context.avoid,
+            hash: context.hash,
+            locality: context.locality,
+            picks,
+            draws: Draws::new(core.seed, picks),
+            decay: core.shared.decay(),
+            panic: false,
+            ramp: if core.shared.is_anybody_warming(now) {
+                view.ramp(now)
+            } else {
+                None
+            },
+        };
+        let Some(chosen) = view.choose(&mut ask) else {
+            return Err(nobody(&view, now));
+        };
+        let endpoint = &chosen.slot.endpoint;
+        let hashed = chosen.claimed;
+        if hashed {
+            endpoint.zone.hashed.fetch_add(1, Ordering::Relaxed);
+        } else {
+            endpoint.pending.fetch_add(1, Ordering::Relaxed);
+        }
+        endpoint.was_picked(now, picks);
         Ok(Pick {
             endpoint: Arc::clone(endpoint),
-            started,
+            started: now,
+            epoch: endpoint.health.epoch(),
+            hashed,
             done: false,
         })
     }
 
-    fn choose<'a>(
-        &self,
-        members: &'a [Arc<Endpoint<K>>],
-        avoid: Option<&K>,
-        now: Tick,
-    ) -> &'a Arc<Endpoint<K>> {
-        let usable = |e: &Arc<Endpoint<K>>| {
-            avoid != Some(&e.key) && !e.health.is_ejected(&self.0.group, now)
-        };
-        let first = self.0.rng.below(members.len() as u64) as usize;
-        // A random neighbour distance keeps the two distinct in one draw each.
-        let step = 1 + self.0.rng.below(members.len() as u64 - 1) as usize;
-        let (a, b) = (&members[first], &members[(first + step) % members.len()]);
-        let picks = self.0.picks.load(Ordering::Relaxed);
-        match (usable(a), usable(b)) {
-            (true, true) if a.is_forgotten(now, picks) => a,
-            (true, true) if b.is_forgotten(now, picks) => b,
-            // Alike: either, by the first draw.
-            (true, true) if b.load(now) * NOISE < a.load(now) => b,
-            (true, _) => a,
-            (false, true) => b,
-            (false, false) => members[first..]
-                .iter()
-                .chain(&members[..first])
-                .find(|e| usable(e))
-                // All are out or to be avoided: better a doubtful endpoint than none, and better
-                // another than the one that has just failed.
-                .unwrap_or(if avoid == Some(&a.key) { b } else { a }),
+    /// Does what is due at `now`: lets in whose time is over, and at the end of an interval compares
+    /// the endpoints. Picks do it by the way; a timer that calls this spares them, and keeps
+    /// the [status](Self::status) true where nobody calls.
+    ///
+    /// One load if nothing is due, O(n) otherwise; returns at once if another thread is at it.
+    pub fn tick(&self, now: Instant) {
+        let now = Tick::at(now);
+        if self.0.shared.due.is_due(now) {
+            self.look(now);
         }
     }
 
-    /// Takes a new outlier configuration; verdicts stay.
-    ///
-    /// # Errors
-    /// [`PolicyError`] if it cannot work; nothing changes then.
-    pub fn reconfigure(&self, outlier: OutlierConfig) -> Result<(), PolicyError> {
-        outlier.validate()?;
-        self.0.group.config.store(Arc::new(outlier));
-        Ok(())
+    #[cold]
+    fn look(&self, now: Tick) {
+        let (view, shared) = (&self.0.view, &self.0.shared);
+        let Some(mut sweeper) = self.0.sweeper.try_lock() else {
+            return;
+        };
+        shared.due.begin();
+        let (view, config) = (view.load(), shared.outlier.load());
+        for slot in view.slots() {
+            slot.endpoint.readmit_if_due(now);
+        }
+        let ends = sweeper.sweep(&view, &config, now);
+        view.count(now);
+        let out = view
+            .slots()
+            .filter_map(|slot| slot.endpoint.health.until())
+            .map(|until| until.0);
+        shared.due.finish(out.min().unwrap_or(u64::MAX).min(ends));
+    }
+
+    /// Takes what an active health check found. Keys that are not known are ignored.
+    pub fn report(&self, key: &K, probe: Probe, now: Instant) {
+        let (view, now) = (self.0.view.load(), Tick::at(now));
+        let Some(endpoint) = view.members.iter().find(|e| e.key == *key) else {
+            return;
+        };
+        let news = endpoint.health.set_unhealthy(probe == Probe::Failed);
+        if probe == Probe::Passed {
+            endpoint.readmit_now(now);
+            if news {
+                endpoint.is_back(now);
+            }
+        }
+        if news {
+            self.0.shared.due.request();
+        }
     }
 
     /// Members at this moment.
     pub fn len(&self) -> usize {
-        self.0.members.load().len()
+        self.0.view.load().members.len()
     }
 
     /// Whether there is nobody to pick.
@@ -297,75 +445,131 @@ impl<K: Key> Balancer<K> {
         self.len() == 0
     }
 
-    /// Every endpoint as it stands at `now`.
+    /// Every endpoint as it stands at `now`, in the order in which members were given.
     pub fn status(&self, now: Instant) -> Vec<EndpointStatus<K>> {
-        let now = Tick::at(now);
-        let members = self.0.members.load();
-        let status = |e: &Arc<Endpoint<K>>| EndpointStatus {
-            key: e.key.clone(),
-            weight: e.weight.load(Ordering::Relaxed),
-            pending: e.pending.load(Ordering::Relaxed),
-            cost: Duration::from_nanos(e.ewma.read(now) as u64),
-            ejected_for: e.health.ejected_for(now),
-            succeeded: e.succeeded.load(Ordering::Relaxed),
-            failed: e.failed.load(Ordering::Relaxed),
+        let (now, view) = (Tick::at(now), self.0.view.load());
+        let called: HashSet<*const Endpoint<K>> =
+            view.slots().map(|s| Arc::as_ptr(&s.endpoint)).collect();
+        let slow = view.config.slow_start.as_ref();
+        let status = |e: &Arc<Endpoint<K>>| {
+            let mut status = e.status(now, slow);
+            if !called.contains(&Arc::as_ptr(e)) {
+                status.state = EndpointState::OutsideSubset;
+                status.weight_now = 0.0;
+            }
+            status
         };
-        members.iter().map(status).collect()
+        view.members.iter().map(status).collect()
     }
 
     /// Ejections so far, and those that `max_ejected` did not allow.
     pub fn ejections(&self) -> (u64, u64) {
-        let group = &self.0.group;
-        (
-            group.ejections.load(Ordering::Relaxed),
-            group.overflow.load(Ordering::Relaxed),
-        )
+        let shared = &self.0.shared;
+        let made = shared
+            .ejections
+            .iter()
+            .map(|n| n.load(Ordering::Relaxed))
+            .sum();
+        (made, shared.overflow.load(Ordering::Relaxed))
+    }
+
+    /// Ejections so far, by what they were for.
+    pub fn ejections_by_cause(&self) -> [(Cause, u64); Cause::ALL.len()] {
+        let count = |cause| self.0.shared.ejections[cause as usize].load(Ordering::Relaxed);
+        Cause::ALL.map(|cause| (cause, count(cause)))
+    }
+
+    /// Endpoints that are out at this moment by their results.
+    pub fn ejected(&self) -> u32 {
+        self.0.shared.places.ejected()
+    }
+
+    /// Picks so far.
+    pub fn picks(&self) -> u64 {
+        self.0.picks.load(Ordering::Relaxed)
     }
 }
 
-/// A call on its way to one endpoint. Complete it with the call's result; dropping it means
-/// cancelled.
-#[derive(Debug)]
-#[must_use = "a pick that is dropped at once counts as a cancelled call"]
-pub struct Pick<K> {
-    endpoint: Arc<Endpoint<K>>,
-    started: Tick,
-    done: bool,
+/// Whether a member is still at its place on rings and in subsets.
+fn is_placed<K: Key>(endpoint: &Endpoint<K>, member: &Member<K>) -> bool {
+    let place = member.placed.unwrap_or_else(|| stable_hash(&member.key));
+    endpoint.id == place
 }
 
-impl<K> Pick<K> {
-    /// The endpoint's key.
-    pub fn key(&self) -> &K {
-        &self.endpoint.key
-    }
+/// The refusal where nobody may take a call, and when the next one may.
+fn nobody<K>(view: &View<K>, now: Tick) -> Rejected {
+    // A second: the time in which discovery would show a new endpoint, or a probe pass.
+    let soon = Duration::from_secs(1);
+    let back = view.slots().map(|s| s.endpoint.health.out_for(now));
+    let wait = match back.filter(|&wait| wait > 0).min() {
+        Some(wait) => soon.min(Duration::from_nanos(wait)),
+        None => soon,
+    };
+    Rejected::after(Policy::Balancer, Reason::NoEndpoint, wait)
+}
 
-    /// Ends the call: its latency and result count for the endpoint.
-    pub fn complete(mut self, outcome: Outcome, now: Instant) {
-        self.done = true;
-        let (e, now) = (&self.endpoint, Tick::at(now));
-        e.pending.fetch_sub(1, Ordering::Relaxed);
-        let rtt = nanos(now.since(self.started)) as f64;
-        match outcome {
-            Outcome::Success | Outcome::Ignored | Outcome::RateLimited => {
-                e.succeeded.fetch_add(1, Ordering::Relaxed);
-                e.ewma.observe(now, rtt);
-            }
-            Outcome::Failure(_) => {
-                e.failed.fetch_add(1, Ordering::Relaxed);
-                // A quick refusal must not make a broken endpoint look fast.
-                e.ewma.observe(now, rtt.max(e.ewma.read(now)));
-            }
-            Outcome::Cancelled => {}
+impl Setup {
+    fn zone(&mut self, locality: &Locality) -> Arc<Zone> {
+        if let Some(zone) = self.zones.get(locality) {
+            return Arc::clone(zone);
         }
-        e.health.record(&e.group, outcome, now);
+        let zone = Arc::new(Zone {
+            locality: locality.clone(),
+            ..Zone::default()
+        });
+        self.zones.insert(locality.clone(), Arc::clone(&zone));
+        zone
+    }
+
+    /// Drops the zones that no endpoint, nor any call under way, belongs to.
+    fn forget_zones(&mut self) {
+        self.zones.retain(|_, zone| Arc::strong_count(zone) > 1);
     }
 }
 
-impl<K> Drop for Pick<K> {
-    fn drop(&mut self) {
-        if !self.done {
-            self.endpoint.pending.fetch_sub(1, Ordering::Relaxed);
+impl Sweeper {
+    /// Ends the intervals that are over at `now`; the tick at which the next one ends.
+    ///
+    /// Judged as of the end of the first of them, as a timer would have: if nobody came for long,
+    /// an ejection may be over already, and has only made the next one longer.
+    fn sweep<K: Key>(&mut self, view: &View<K>, config: &OutlierConfig, now: Tick) -> u64 {
+        let interval = nanos(config.interval.0).max(1);
+        let began = *self.began.get_or_insert(now);
+        let ended = now.0.saturating_sub(began.0) / interval;
+        if ended == 0 {
+            return began.0.saturating_add(interval);
         }
+        let last = began.0 + ended * interval;
+        self.began = Some(Tick(last));
+        let slots: Vec<_> = view.slots().collect();
+        let mut samples = Vec::with_capacity(slots.len());
+        for slot in &slots {
+            let endpoint = &slot.endpoint;
+            // Those ends of intervals that it has seen.
+            let since = endpoint.since().0;
+            let missed = since.saturating_sub(began.0) / interval;
+            endpoint.health.forgive(ended.saturating_sub(missed));
+            let (calls, failed) = endpoint.take_interval();
+            let timed = if config.latency.enforce {
+                endpoint.take_latencies(config.latency.quantile.fraction())
+            } else {
+                (0, Duration::ZERO)
+            };
+            samples.push(if endpoint.health.until().is_none() {
+                Sample {
+                    calls,
+                    failed,
+                    timed,
+                }
+            } else {
+                Sample::default()
+            });
+        }
+        let first = Tick(began.0 + interval);
+        for (n, cause) in judge(&samples, config) {
+            slots[n].endpoint.eject(cause, config, first);
+        }
+        last.saturating_add(interval)
     }
 }
 

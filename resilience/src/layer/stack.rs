@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     TrafficPolicy,
-    balance::{Balancer, EndpointStatus, Key, Member, Pick},
+    balance::{BalanceConfig, Balancer, EndpointStatus, Key, Member, Pick, PickContext},
     breaker::{self, CircuitBreaker},
     bulkhead::{self, Bulkhead},
     classify,
@@ -177,7 +177,11 @@ impl<K: Key> Stack<K> {
             bulkhead: Bulkhead::new(policy.bulkhead.unwrap_or(NO_LIMIT)),
             rate: RateLimit::new(policy.rate_limit.unwrap_or(NO_RATE)),
             budget: policy.retry.clone().unwrap_or_default().new_budget()?,
-            balancer: Balancer::new(policy.outlier.clone(), Rng::new(rng.next_u64()))?,
+            balancer: Balancer::new(
+                BalanceConfig::default(),
+                policy.outlier.clone(),
+                Rng::new(rng.next_u64()),
+            )?,
             policy: ArcSwap::from_pointee(policy),
             rng,
         })))
@@ -201,14 +205,20 @@ impl<K: Key> Stack<K> {
         }
         let retry = policy.retry.clone().unwrap_or_default();
         shared.budget.reconfigure(retry.budget, retry.in_flight)?;
-        shared.balancer.reconfigure(policy.outlier.clone())?;
+        shared.balancer.reconfigure(
+            BalanceConfig::default(),
+            policy.outlier.clone(),
+            Instant::now().into_std(),
+        )?;
         shared.policy.store(Arc::new(policy));
         Ok(())
     }
 
     /// Replaces the endpoints; what is known of those that stay is kept.
     pub fn set_members(&self, members: impl IntoIterator<Item = Member<K>>) {
-        self.0.balancer.set_members(members);
+        self.0
+            .balancer
+            .set_members(members, Instant::now().into_std());
     }
 
     /// The policy in force.
@@ -368,7 +378,8 @@ impl<K: Key> Stack<K> {
         if policy.rate_limit.is_some() {
             shared.rate.try_acquire(now)?;
         }
-        let pick = shared.balancer.pick(now, avoid)?;
+        let avoid = avoid.map_or(&[][..], std::slice::from_ref);
+        let pick = shared.balancer.pick(&PickContext::at(now).avoid(avoid))?;
         Ok(Admitted {
             key: pick.key().clone(),
             guard: CallGuard::new(Held {

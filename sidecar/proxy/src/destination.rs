@@ -13,10 +13,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use selvedge_registry::{ServiceName, client::ServiceWatch};
+use selvedge_registry::{Locality, ServiceName, client::ServiceWatch};
 use selvedge_resilience::{
     TrafficPolicy,
-    balance::{EndpointStatus, Member},
+    balance::{self, EndpointStatus, Member, stable_hash},
     config::PolicyError,
     layer::{self, Stack},
 };
@@ -174,10 +174,15 @@ fn endpoint(status: &EndpointStatus<UpstreamKey>) -> serde_json::Value {
         "addr": status.key.addr,
         "incarnation": status.key.incarnation,
         "protocol": status.key.protocol,
+        "state": status.state.as_str(),
+        "region": status.locality.region,
+        "zone": status.locality.zone,
         "weight": status.weight,
+        "weight_now": status.weight_now,
         "in_flight": status.pending,
         "cost_ms": status.cost.as_secs_f64() * 1e3,
         "ejected_for_ms": millis(status.ejected_for),
+        "ejections": status.ejections,
         "succeeded": status.succeeded,
         "failed": status.failed,
     })
@@ -196,12 +201,15 @@ async fn follow(stack: Stack<UpstreamKey>, mut watch: ServiceWatch) {
 
 fn take_endpoints(stack: &Stack<UpstreamKey>, watch: &ServiceWatch) {
     let known = watch.current();
-    stack.set_members(known.endpoints.iter().map(|endpoint| Member {
-        key: UpstreamKey {
+    stack.set_members(known.endpoints.iter().map(|endpoint| {
+        let Locality { region, zone } = endpoint.locality.clone();
+        Member::new(UpstreamKey {
             addr: endpoint.addr,
             incarnation: endpoint.incarnation,
             protocol: endpoint.protocol,
-        },
-        weight: endpoint.weight,
+        })
+        .weight(endpoint.weight)
+        .locality(balance::Locality { region, zone })
+        .placed(stable_hash(endpoint.id.as_str()))
     }));
 }

@@ -118,9 +118,8 @@ impl Callee {
 async fn follow(stack: Stack<Key>, mut watch: ServiceWatch) {
     loop {
         let known = watch.current();
-        stack.set_members(known.endpoints.iter().map(|endpoint| Member {
-            key: (endpoint.addr, endpoint.incarnation),
-            weight: endpoint.weight,
+        stack.set_members(known.endpoints.iter().map(|endpoint| {
+            Member::new((endpoint.addr, endpoint.incarnation)).weight(endpoint.weight)
         }));
         watch.changed().await;
     }

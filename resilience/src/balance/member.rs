@@ -1,0 +1,575 @@
+//! One endpoint: what discovery says of it, and what calls have shown.
+
+use std::{
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+
+use super::{
+    Locality, OutlierConfig, SlowStartConfig,
+    ewma::PeakEwma,
+    outlier::{Cause, Health, Histogram, Places, Verdict},
+    stable_hash,
+};
+use crate::{
+    clock::{Tick, nanos},
+    outcome::Outcome,
+    rng::Rng,
+    sync::{AtomicU32, AtomicU64, Ordering},
+};
+
+/// What a balancer chooses between.
+pub trait Key: Clone + Eq + Hash + Send + Sync + 'static {}
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> Key for K {}
+
+/// One endpoint as discovery sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Member<K> {
+    /// What the transport needs to reach it.
+    pub key: K,
+    /// Its share relative to the others; 0 counts as 1.
+    pub weight: u32,
+    /// Where it runs.
+    pub locality: Locality,
+    /// What places it on rings, in tables and subsets; not given, the hash of its key.
+    pub placed: Option<u64>,
+}
+
+impl<K> Member<K> {
+    /// A member of weight 1 that runs anywhere.
+    pub fn new(key: K) -> Self {
+        Self {
+            key,
+            weight: 1,
+            locality: Locality::default(),
+            placed: None,
+        }
+    }
+
+    /// With this share relative to the others.
+    #[must_use]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Running there.
+    #[must_use]
+    pub fn locality(mut self, locality: Locality) -> Self {
+        self.locality = locality;
+        self
+    }
+
+    /// Placed on rings, in tables and subsets by this instead of its key: what stays the same where
+    /// the key does not, such as the name of an instance that restarts at another address.
+    #[must_use]
+    pub fn placed(mut self, hash: u64) -> Self {
+        self.placed = Some(hash);
+        self
+    }
+}
+
+/// What an active health check found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// It answered: it is let in whatever calls said.
+    Passed,
+    /// It did not: it is left out until it does.
+    Failed,
+}
+
+/// Where an endpoint stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EndpointState {
+    /// Takes its share.
+    In,
+    /// New, or back: takes a share that grows.
+    Warming,
+    /// Left out for a time, by its results.
+    Ejected,
+    /// Left out until its health check passes.
+    Unhealthy,
+    /// Not among those that this process calls.
+    OutsideSubset,
+}
+
+impl EndpointState {
+    /// A stable, lower-case name for metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Warming => "warming",
+            Self::Ejected => "ejected",
+            Self::Unhealthy => "unhealthy",
+            Self::OutsideSubset => "outside_subset",
+        }
+    }
+}
+
+/// One endpoint as an operator sees it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct EndpointStatus<K> {
+    /// What the transport needs to reach it.
+    pub key: K,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Where it stands.
+    pub state: EndpointState,
+    /// Its share relative to the others, as discovery says.
+    pub weight: u32,
+    /// The same as it counts at this moment: less while it warms up, 0 while it is out.
+    pub weight_now: f64,
+    /// Calls under way there.
+    pub pending: u32,
+    /// Decayed peak latency.
+    pub cost: Duration,
+    /// Time until it is let in again; zero unless ejected.
+    pub ejected_for: Duration,
+    /// Recent ejections: the next one lasts one step longer than that many.
+    pub ejections: u32,
+    /// Calls that succeeded.
+    pub succeeded: u64,
+    /// Calls that failed.
+    pub failed: u64,
+}
+
+/// When somebody must look at the endpoints again: a verdict's time is over, an interval ends, or
+/// something has changed. One load a pick where there is nothing to do.
+#[derive(Debug, Default)]
+pub(super) struct Due(AtomicU64);
+
+impl Due {
+    /// Something has changed: whoever picks next looks.
+    pub(super) fn request(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+
+    pub(super) fn is_due(&self, now: Tick) -> bool {
+        now.0 >= self.0.load(Ordering::Relaxed)
+    }
+
+    /// A look begins: what is requested from now on it may miss.
+    pub(super) fn begin(&self) {
+        self.0.swap(u64::MAX, Ordering::AcqRel);
+    }
+
+    /// It has ended; the next is due at `next`, or at once if one was requested meanwhile.
+    pub(super) fn finish(&self, next: u64) {
+        let missed = self
+            .0
+            .compare_exchange(
+                u64::MAX,
+                next.min(u64::MAX - 1),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
+            .is_err();
+        // Nothing but a request changes it meanwhile, and that stays.
+        debug_assert!(!missed || self.0.load(Ordering::Relaxed) == 0);
+    }
+}
+
+/// What all endpoints of one destination share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) outlier: ArcSwap<OutlierConfig>,
+    pub(super) places: Places,
+    /// Ejections by cause, in the order of [`Cause::ALL`].
+    pub(super) ejections: [AtomicU64; Cause::ALL.len()],
+    /// Ejections that `max_ejected` did not allow.
+    pub(super) overflow: AtomicU64,
+    pub(super) due: Due,
+    /// Time constant of the costs, in nanoseconds as bits of a float.
+    decay: AtomicU64,
+    /// 1 if latencies are compared.
+    timed: AtomicU32,
+    /// Window of the slow start in nanoseconds; 0 is off.
+    window: AtomicU64,
+    /// From then on nobody is warming up.
+    warm_at: AtomicU64,
+    pub(super) rng: Rng,
+}
+
+impl Shared {
+    pub(super) fn new(outlier: OutlierConfig, rng: Rng) -> Self {
+        let timed = u32::from(outlier.latency.enforce);
+        Self {
+            outlier: ArcSwap::from_pointee(outlier),
+            places: Places::default(),
+            ejections: std::array::from_fn(|_| AtomicU64::new(0)),
+            overflow: AtomicU64::new(0),
+            due: Due::default(),
+            decay: AtomicU64::new(0),
+            timed: AtomicU32::new(timed),
+            window: AtomicU64::new(0),
+            warm_at: AtomicU64::new(0),
+            rng,
+        }
+    }
+
+    pub(super) fn reconfigure(&self, outlier: OutlierConfig) {
+        let timed = u32::from(outlier.latency.enforce);
+        self.outlier.store(Arc::new(outlier));
+        self.timed.store(timed, Ordering::Relaxed);
+        self.due.request();
+    }
+
+    pub(super) fn set_pace(&self, decay: Duration, slow_start: Option<&SlowStartConfig>) {
+        let decay = nanos(decay).max(1) as f64;
+        self.decay.store(decay.to_bits(), Ordering::Relaxed);
+        let window = slow_start.map_or(0, |slow| nanos(slow.window.0));
+        self.window.store(window, Ordering::Relaxed);
+        self.warm_at.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn decay(&self) -> f64 {
+        f64::from_bits(self.decay.load(Ordering::Relaxed))
+    }
+
+    /// Somebody warms up from `since` on.
+    pub(super) fn warms(&self, since: Tick) {
+        let window = self.window.load(Ordering::Relaxed);
+        if window > 0 {
+            let until = since.0.saturating_add(window);
+            self.warm_at.fetch_max(until, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_anybody_warming(&self, now: Tick) -> bool {
+        now.0 < self.warm_at.load(Ordering::Relaxed)
+    }
+}
+
+/// Calls under way in one zone that were placed by a hash. Lives as long as the balancer, so that
+/// calls of an older membership are still counted out.
+#[derive(Debug, Default)]
+pub(super) struct Zone {
+    pub(super) locality: Locality,
+    pub(super) hashed: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(super) struct Endpoint<K> {
+    // What every pick reads comes first.
+    pub(super) health: Health,
+    pub(super) pending: AtomicU32,
+    ewma: PeakEwma,
+    /// When it was picked last, and how many picks the balancer had made by then.
+    picked: AtomicU64,
+    picked_at: AtomicU64,
+    /// When it joined or came back.
+    since: AtomicU64,
+    succeeded: AtomicU64,
+    failed: AtomicU64,
+    /// The two above as the last interval ended.
+    seen: (AtomicU64, AtomicU64),
+    latencies: Histogram,
+    weight: AtomicU32,
+    pub(super) id: u64,
+    pub(super) key: K,
+    pub(super) zone: Arc<Zone>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// The cost of an endpoint without history but with calls under way: it is tried one at a time.
+const UNPROVEN: f64 = 1e15;
+
+/// Nanoseconds added to every latency: endpoints a fraction of a millisecond apart are alike. A
+/// guess; on a loopback, where all is faster, a preference would follow the scheduler's moods.
+const GRAIN: f64 = 1e6;
+
+/// A cost is a memory: who was passed over for this long, and for this many picks of others, is
+/// picked again, so that one that has become fast, or has died, is noticed. At most 3 % of a
+/// balancer's calls, and two a second, go the dearer way for it. A guess: half of the second in
+/// which a dead endpoint should be known.
+const FORGOTTEN: Duration = Duration::from_millis(500);
+const FORGOTTEN_PICKS: u64 = 32;
+
+impl<K: Key> Endpoint<K> {
+    pub(super) fn new(member: Member<K>, zone: Arc<Zone>, shared: Arc<Shared>, now: Tick) -> Self {
+        shared.warms(now);
+        Self {
+            health: Health::default(),
+            pending: AtomicU32::new(0),
+            ewma: PeakEwma::default(),
+            picked: AtomicU64::new(0),
+            picked_at: AtomicU64::new(0),
+            since: AtomicU64::new(now.0),
+            succeeded: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            seen: Default::default(),
+            latencies: Histogram::default(),
+            weight: AtomicU32::new(1),
+            id: member.placed.unwrap_or_else(|| stable_hash(&member.key)),
+            key: member.key,
+            zone,
+            shared,
+        }
+    }
+}
+
+impl<K> Endpoint<K> {
+    pub(super) fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed).max(1)
+    }
+
+    pub(super) fn set_weight(&self, weight: u32) {
+        self.weight.store(weight, Ordering::Relaxed);
+    }
+
+    pub(super) fn since(&self) -> Tick {
+        Tick(self.since.load(Ordering::Relaxed))
+    }
+
+    /// Whether nobody knows any more what a call to it costs.
+    pub(super) fn is_forgotten(&self, now: Tick, picks: u64) -> bool {
+        self.pending.load(Ordering::Relaxed) == 0
+            && picks.saturating_sub(self.picked_at.load(Ordering::Relaxed)) >= FORGOTTEN_PICKS
+            && now.since(Tick(self.picked.load(Ordering::Relaxed))) >= FORGOTTEN
+    }
+
+    /// Peak latency × (calls under way ÷ `share` + 1); `share`: its weight ÷ the mean weight.
+    pub(super) fn latency_load(&self, now: Tick, share: f64, decay: f64) -> f64 {
+        let pending = f64::from(self.pending.load(Ordering::Relaxed)) / share;
+        if self.ewma.has_history() {
+            (self.ewma.read(now, decay) + GRAIN) * (pending + 1.0)
+        } else if pending > 0.0 {
+            UNPROVEN + pending
+        } else {
+            0.0
+        }
+    }
+
+    /// Takes a place for one more call if fewer than `limit` are under way.
+    pub(super) fn try_claim(&self, limit: u32) -> bool {
+        claim(&self.pending, limit)
+    }
+
+    pub(super) fn was_picked(&self, now: Tick, picks: u64) {
+        self.picked.store(now.0, Ordering::Relaxed);
+        self.picked_at.store(picks, Ordering::Relaxed);
+    }
+
+    /// A call that was made in `epoch` has ended; the cause if that ejected the endpoint.
+    pub(super) fn ended(
+        &self,
+        outcome: Outcome,
+        epoch: u32,
+        started: Tick,
+        now: Tick,
+    ) -> Option<Cause> {
+        let (rtt, decay) = (nanos(now.since(started)), self.shared.decay());
+        match outcome {
+            Outcome::Success | Outcome::Ignored | Outcome::RateLimited => {
+                self.succeeded.fetch_add(1, Ordering::Relaxed);
+                self.ewma.observe(now, rtt as f64, decay);
+                if self.shared.timed.load(Ordering::Relaxed) != 0 {
+                    self.latencies.add(rtt);
+                }
+            }
+            Outcome::Failure(_) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                // A quick refusal must not make a broken endpoint look fast.
+                let cost = self.ewma.read(now, decay);
+                self.ewma.observe(now, cost.max(rtt as f64), decay);
+            }
+            // Whoever gave up has seen at least this much of its latency.
+            Outcome::Cancelled => self.ewma.observe_at_least(now, rtt as f64, decay),
+        }
+        let config = || self.shared.outlier.load();
+        let cause = self.health.record(outcome, epoch, config)?;
+        self.eject(cause, &self.shared.outlier.load(), now)
+            .then_some(cause)
+    }
+
+    /// Puts it out if it may be; `true` to the one who did.
+    pub(super) fn eject(&self, cause: Cause, config: &OutlierConfig, now: Tick) -> bool {
+        let shared = &*self.shared;
+        let jitter = if config.eject_jitter.0.is_zero() {
+            0.0
+        } else {
+            shared.rng.unit()
+        };
+        match self.health.eject(&shared.places, config, now, jitter) {
+            Verdict::Ejected => {
+                shared.ejections[cause as usize].fetch_add(1, Ordering::Relaxed);
+                shared.due.request();
+                true
+            }
+            Verdict::Overflow => {
+                shared.overflow.fetch_add(1, Ordering::Relaxed);
+                false
+            }
+            Verdict::Already => false,
+        }
+    }
+
+    /// Lets it in if its time is over.
+    pub(super) fn readmit_if_due(&self, now: Tick) {
+        let until = self.health.until().unwrap_or(now);
+        if self.health.readmit_if_due(&self.shared.places, now) {
+            self.is_back(until.min(now));
+        }
+    }
+
+    /// Lets it in whatever its time.
+    pub(super) fn readmit_now(&self, now: Tick) {
+        if self.health.readmit_now(&self.shared.places) {
+            self.is_back(now);
+        }
+    }
+
+    pub(super) fn is_back(&self, now: Tick) {
+        // What it did before it was out has been judged.
+        self.take_interval();
+        self.since.store(now.0, Ordering::Relaxed);
+        self.shared.warms(now);
+        self.shared.due.request();
+    }
+
+    /// Calls and failures since this was last asked.
+    pub(super) fn take_interval(&self) -> (u64, u64) {
+        let since = |count: &AtomicU64, seen: &AtomicU64| {
+            let now = count.load(Ordering::Relaxed);
+            now.saturating_sub(seen.swap(now, Ordering::Relaxed))
+        };
+        let failed = since(&self.failed, &self.seen.1);
+        (since(&self.succeeded, &self.seen.0) + failed, failed)
+    }
+
+    pub(super) fn take_latencies(&self, quantile: f64) -> (u64, Duration) {
+        self.latencies.take(quantile)
+    }
+}
+
+impl<K: Key> Endpoint<K> {
+    pub(super) fn status(&self, now: Tick, slow: Option<&SlowStartConfig>) -> EndpointStatus<K> {
+        let ramp = slow.map_or(1.0, |slow| slow.factor(now.since(self.since())));
+        let ejected_for = Duration::from_nanos(self.health.out_for(now));
+        let state = if self.health.is_unhealthy() {
+            EndpointState::Unhealthy
+        } else if !ejected_for.is_zero() {
+            EndpointState::Ejected
+        } else if ramp < 1.0 {
+            EndpointState::Warming
+        } else {
+            EndpointState::In
+        };
+        let is_in = matches!(state, EndpointState::In | EndpointState::Warming);
+        EndpointStatus {
+            key: self.key.clone(),
+            locality: self.zone.locality.clone(),
+            state,
+            weight: self.weight(),
+            weight_now: f64::from(u8::from(is_in)) * f64::from(self.weight()) * ramp,
+            pending: self.pending.load(Ordering::Relaxed),
+            cost: Duration::from_nanos(self.ewma.read(now, self.shared.decay()) as u64),
+            ejected_for,
+            ejections: self.health.times(),
+            succeeded: self.succeeded.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Adds one if that makes no more than `limit`.
+fn claim(pending: &AtomicU32, limit: u32) -> bool {
+    let mut now = pending.load(Ordering::Relaxed);
+    while now < limit {
+        match pending.compare_exchange_weak(now, now + 1, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return true,
+            Err(seen) => now = seen,
+        }
+    }
+    false
+}
+
+/// A call on its way to one endpoint. Complete it with the call's result; dropping it means
+/// cancelled.
+#[derive(Debug)]
+#[must_use = "a pick that is dropped at once counts as a cancelled call"]
+pub struct Pick<K> {
+    pub(super) endpoint: Arc<Endpoint<K>>,
+    pub(super) started: Tick,
+    pub(super) epoch: u32,
+    /// Whether it counts among its zone's calls that were placed by a hash.
+    pub(super) hashed: bool,
+    pub(super) done: bool,
+}
+
+impl<K> Pick<K> {
+    /// The endpoint's key.
+    pub fn key(&self) -> &K {
+        &self.endpoint.key
+    }
+
+    /// Ends the call: its latency and result count for the endpoint. The cause, if this very
+    /// result ejected it.
+    pub fn complete(mut self, outcome: Outcome, now: Instant) -> Option<Cause> {
+        self.give_back();
+        self.endpoint
+            .ended(outcome, self.epoch, self.started, Tick::at(now))
+    }
+
+    fn give_back(&mut self) {
+        if !self.done {
+            self.done = true;
+            self.endpoint.pending.fetch_sub(1, Ordering::Relaxed);
+            if self.hashed {
+                self.endpoint.zone.hashed.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl<K> Drop for Pick<K> {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+
+    #[test]
+    fn claims_never_exceed_the_limit() {
+        loom::model(|| {
+            let pending = Arc::new(AtomicU32::new(0));
+            let other = {
+                let pending = Arc::clone(&pending);
+                thread::spawn(move || claim(&pending, 1))
+            };
+            let mine = claim(&pending, 1);
+            assert!(mine ^ other.join().expect("no panic"));
+            assert_eq!(pending.load(Ordering::Relaxed), 1);
+        });
+    }
+
+    #[test]
+    fn a_change_is_seen_by_the_look_under_way_or_asks_for_another() {
+        loom::model(|| {
+            let all = Arc::new((Due::default(), AtomicU32::new(0)));
+            let other = {
+                let all = Arc::clone(&all);
+                thread::spawn(move || {
+                    all.1.store(1, Ordering::Release);
+                    all.0.request();
+                })
+            };
+            all.0.begin();
+            let seen = all.1.load(Ordering::Acquire);
+            all.0.finish(100);
+            other.join().expect("no panic");
+            assert!(seen == 1 || all.0.is_due(Tick(0)));
+        });
+    }
+}
