@@ -9,7 +9,7 @@ use selvedge_registry::{
 use selvedge_resilience::config::{Millis, PolicyError};
 use serde::{Deserialize, Serialize};
 
-use crate::{lease::LeasesConfig, log::ReplicationConfig};
+use crate::{lease::LeasesConfig, log::ReplicationConfig, persist::StorageConfig};
 
 /// The configuration of one server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub struct RegistryConfig {
     pub leases: LeasesConfig,
     /// How servers keep each other up to date.
     pub replication: ReplicationConfig,
+    /// What is saved, where there is a `state_dir`.
+    pub storage: StorageConfig,
     /// The admin port.
     pub admin: AdminConfig,
     /// Logs and traces.
@@ -77,6 +79,7 @@ impl Default for RegistryConfig {
             gossip: GossipConfig::default(),
             leases: LeasesConfig::default(),
             replication: ReplicationConfig::default(),
+            storage: StorageConfig::default(),
             admin: AdminConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
@@ -109,6 +112,7 @@ impl RegistryConfig {
         }
         self.leases.validate()?;
         self.replication.validate()?;
+        self.storage.validate()?;
         self.admin
             .validate()
             .map_err(|why| PolicyError::new("admin.bind", self.admin.bind, why))

@@ -30,6 +30,7 @@ pub mod hub;
 pub mod lease;
 pub mod log;
 pub mod metrics;
+pub mod persist;
 pub mod replicate;
 pub mod server;
 

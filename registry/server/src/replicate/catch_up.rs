@@ -1,6 +1,6 @@
 //! Knowing everything before answering: snapshots from peers.
 
-use std::{collections::HashSet, io::Write as _, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, io::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
@@ -9,6 +9,7 @@ use super::{
     Unpacked,
     frame::{Lines, Positions},
     peer::{BoxError, STALL},
+    serve::{Hello, HelloAnswer},
 };
 use crate::{
     catalogue::{BUCKETS, Key, NodeId},
@@ -119,6 +120,26 @@ pub(crate) async fn bootstrap(
         }
     }
     Ok(())
+}
+
+/// Those of `peers` that answer within `within` that they serve.
+pub(crate) async fn who_serves(
+    shared: &Arc<Shared>,
+    peers: &[(NodeId, SocketAddr)],
+    within: Duration,
+) -> Vec<(NodeId, SocketAddr)> {
+    let asked = peers.iter().map(|(node, addr)| async move {
+        let path = "/v1/replicate/hello";
+        let question = Hello {
+            node: shared.node.to_string(),
+        };
+        let answer = shared.peers.ask::<HelloAnswer>(*addr, path, &question);
+        let answer = tokio::time::timeout(within, answer).await.ok()?.ok()?;
+        // Another one may have its address by now.
+        let it = answer.serving && *answer.node == **node && answer.cluster == shared.cluster;
+        it.then(|| (Arc::clone(node), *addr))
+    });
+    join_all(asked).await.into_iter().flatten().collect()
 }
 
 /// What both have followed.

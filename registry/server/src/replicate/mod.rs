@@ -28,7 +28,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 pub use serve::router;
 pub(crate) use {
-    catch_up::bootstrap,
+    catch_up::{bootstrap, who_serves},
     follow::follow_everybody,
     turn_over::{hand_off, pass_on_for_ever},
 };

@@ -45,6 +45,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/replicate", get(log))
         .route("/v1/replicate/snapshot", get(snapshot))
+        .route("/v1/replicate/hello", post(hello))
         .route("/v1/replicate/renew", post(renew))
         .route("/v1/replicate/handoff", post(handoff))
         .layer(DefaultBodyLimit::max(MAX_QUESTION))
@@ -104,9 +105,10 @@ impl Feed {
             return Some(lines);
         };
         let next = next + entries.len() as u64;
-        let due = self
-            .compared
-            .is_none_or(|at| at.elapsed() >= self.shared.compare_every);
+        let due = self.shared.is_serving()
+            && self
+                .compared
+                .is_none_or(|at| at.elapsed() >= self.shared.compare_every);
         // Together with the position, or they would not be of it.
         let sums = (due && next == state.log.next()).then(|| self.sums(&state.store));
         drop(state);
@@ -185,6 +187,10 @@ async fn snapshot(State(shared): App, Query(query): Query<SnapshotQuery>) -> Res
         let allowed = format!("buckets: expected first-last, below {BUCKETS}");
         return (StatusCode::BAD_REQUEST, allowed).into_response();
     };
+    // Of what it owns it can tell in any case; what there is in all it must know.
+    if query.owner.is_none() && !shared.is_serving() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let (send, receive) = mpsc::channel(4);
     tokio::task::spawn_blocking(move || {
         let wanted = |record: &Record| {
@@ -243,6 +249,29 @@ fn give(chunk: &mut Vec<u8>, send: &mpsc::Sender<Bytes>) -> std::io::Result<()> 
     let chunk = Bytes::from(std::mem::take(chunk));
     let gone = |_| std::io::Error::other("nobody reads it any more");
     send.blocking_send(chunk).map_err(gone)
+}
+
+/// A server that comes back asks those it remembers whether they are still there.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) node: String,
+}
+
+/// Who is there, and whether it can be asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HelloAnswer {
+    pub(crate) node: String,
+    pub(crate) cluster: String,
+    pub(crate) serving: bool,
+}
+
+async fn hello(State(shared): App, Json(question): Json<Hello>) -> Json<HelloAnswer> {
+    tracing::debug!(peer = %question.node, "a peer asks whether this server is there");
+    Json(HelloAnswer {
+        node: shared.node.to_string(),
+        cluster: shared.cluster.clone(),
+        serving: shared.is_serving() && !shared.is_draining(),
+    })
 }
 
 /// A lease on its way to another server: instance, life.

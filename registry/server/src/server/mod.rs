@@ -9,6 +9,7 @@ mod writes;
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -36,6 +37,7 @@ use crate::{
     catalogue::NodeId,
     config::RegistryConfig,
     gossip::{Gossip, generation},
+    persist,
     replicate::{self, peer::Peers},
 };
 
@@ -94,6 +96,7 @@ pub struct RegistryServer {
     tasks: JoinSet<()>,
     stop: watch::Sender<bool>,
     api: JoinHandle<()>,
+    state_dir: Option<PathBuf>,
 }
 
 impl RegistryServer {
@@ -123,9 +126,15 @@ impl RegistryServer {
             tokio::time::sleep(life.wait).await;
         }
         let generation = life.generation;
-        let node: NodeId = match &config.node {
-            Some(name) => name.as_str().into(),
-            None => format!("registry-{:08x}", fastrand::u32(..)).into(),
+        let dir = config.state_dir.clone();
+        let restored = dir
+            .as_deref()
+            .and_then(|dir| persist::load(dir, generation));
+        let node: NodeId = match (&config.node, &restored) {
+            (Some(name), _) => name.as_str().into(),
+            // One that was made up is kept, as the instances are that it owns.
+            (None, Some(restored)) => restored.header.node.as_str().into(),
+            (None, None) => format!("registry-{:08x}", fastrand::u32(..)).into(),
         };
         let mut gossip_config = config.gossip.clone();
         gossip_config.bind = free_udp_port(config.gossip.bind)?;
@@ -134,7 +143,7 @@ impl RegistryServer {
         let gossip = Gossip::join(
             Arc::clone(&node),
             generation,
-            cluster,
+            cluster.clone(),
             http,
             &config.locality,
             &gossip_config,
@@ -151,15 +160,30 @@ impl RegistryServer {
             members: gossip.members(),
             wall: environment.wall,
             peers: environment.peers,
+            cluster,
         };
         let shared = Arc::new(Shared::new(identity, &config.leases, &config.replication));
+        let remembered = restored.map(|restored| {
+            let header = restored.header.clone();
+            shared.restore(restored, config.leases.restart_grace.0);
+            header
+        });
         crate::metrics::show(&shared, &admin.metrics);
         let mut tasks = JoinSet::new();
         tasks.spawn(replicate::follow_everybody(Arc::clone(&shared)));
         tasks.spawn(replicate::pass_on_for_ever(Arc::clone(&shared)));
         tasks.spawn(sweep::sweep_for_ever(Arc::clone(&shared)));
         let alone_after = (!gossip_config.seeds.is_empty()).then_some(gossip_config.join_timeout.0);
-        tasks.spawn(ready::become_ready(Arc::clone(&shared), alone_after, ready));
+        tasks.spawn(ready::become_ready(
+            Arc::clone(&shared),
+            alone_after,
+            remembered,
+            ready,
+        ));
+        if let Some(dir) = dir.clone() {
+            let every = config.storage.snapshot_every.0;
+            tasks.spawn(persist::save_for_ever(Arc::clone(&shared), dir, every));
+        }
         tasks.spawn(ready::step_down_if_superseded(
             Arc::clone(&shared),
             gossip.superseded(),
@@ -181,6 +205,7 @@ impl RegistryServer {
             tasks,
             stop,
             api,
+            state_dir: dir,
         };
         server.announce();
         Ok(server)
@@ -232,6 +257,11 @@ impl RegistryServer {
             self.api.abort();
         }
         self.tasks.shutdown().await;
+        if let Some(dir) = &self.state_dir
+            && self.shared.is_serving()
+        {
+            persist::save_now(&self.shared, dir).await;
+        }
         self.gossip.leave().await;
     }
 }

@@ -1,24 +1,41 @@
 //! When a server answers as one that knows everything.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use selvedge_registry::node::readiness::ReadyGuard;
 use tokio::{sync::watch, time::Instant};
 
-use super::shared::Shared;
-use crate::replicate;
+use super::{shared::Shared, sweep::TOMBSTONES};
+use crate::{catalogue::NodeId, persist::Header, replicate};
 
 /// How often it looks whether there is somebody to ask.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long those that served before a restart are waited for. A guess: they are asked directly,
+/// and what was remembered should be served within a second.
+const REMEMBERED: Duration = Duration::from_millis(700);
 
-/// Ready once the catalogue of a serving peer has arrived, or when there is no such peer.
+/// Ready once the catalogue of a serving peer has arrived and its log has been followed from there,
+/// or when there is no such peer.
+///
+/// `remembered`: what an earlier life has left. It is served at once, unless one of the peers that
+/// it names still serves: that one knows better.
 pub(super) async fn become_ready(
     shared: Arc<Shared>,
-    alone_after: Option<Duration>,
+    mut alone_after: Option<Duration>,
+    remembered: Option<Header>,
     ready: ReadyGuard,
 ) {
     let start = Instant::now();
-    let mut said = false;
+    let mut stale = false;
+    if let Some(header) = remembered {
+        let age = shared.wall_ms().saturating_sub(header.saved_ms);
+        stale = Duration::from_millis(age) > TOMBSTONES;
+        if ask_remembered(&shared, header, stale).await {
+            shared.caught_up.send_replace(true);
+        } else {
+            alone_after = Some(Duration::ZERO);
+        }
+    }
     loop {
         let peers = shared.serving_peers();
         let caught_up = *shared.caught_up.borrow();
@@ -36,8 +53,9 @@ pub(super) async fn become_ready(
             std::future::pending::<()>().await;
         }
         if !peers.is_empty() && !caught_up {
-            if !std::mem::replace(&mut said, true) {
-                ready.not_ready("fetching the catalogue from a peer");
+            ready.not_ready("fetching the catalogue from a peer");
+            if std::mem::take(&mut stale) {
+                shared.forget_restored();
             }
             match replicate::bootstrap(&shared, &peers).await {
                 Ok(()) => {
@@ -47,6 +65,30 @@ pub(super) async fn become_ready(
             }
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Catches up from the peers that an earlier life has known, if they still serve.
+async fn ask_remembered(shared: &Arc<Shared>, header: Header, stale: bool) -> bool {
+    let peers: Vec<(NodeId, SocketAddr)> = header
+        .peers
+        .into_iter()
+        .filter(|(node, addr)| **node != *shared.node && *addr != shared.http)
+        .map(|(node, addr)| (node.into(), addr))
+        .collect();
+    let serving = replicate::who_serves(shared, &peers, REMEMBERED).await;
+    if serving.is_empty() {
+        return false;
+    }
+    if stale {
+        shared.forget_restored();
+    }
+    match replicate::bootstrap(shared, &serving).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "catching up from remembered peers failed");
+            false
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
     hub::Hub,
     lease::{Leases, LeasesConfig, preserve::SelfPreservation},
     log::{Log, ReplicationConfig},
+    persist::{Restored, resume_clock},
     replicate::{frame::Position, peer::Peers},
 };
 
@@ -164,6 +165,8 @@ pub struct Shared {
     pub(crate) caps: ArcSwap<Caps>,
     pub(crate) wall: WallClock,
     pub(crate) peers: Peers,
+    /// The cluster's name.
+    pub cluster: String,
     /// How far each server's log has been followed.
     pub(crate) followed: Mutex<HashMap<String, Position>>,
     /// How far each peer has followed ours, and when it said so.
@@ -198,6 +201,7 @@ pub(crate) struct Identity {
     pub(crate) members: watch::Receiver<Members>,
     pub(crate) wall: WallClock,
     pub(crate) peers: Peers,
+    pub(crate) cluster: String,
 }
 
 impl Shared {
@@ -231,6 +235,7 @@ impl Shared {
             caps: ArcSwap::default(),
             wall: identity.wall,
             peers: identity.peers,
+            cluster: identity.cluster,
             followed: Mutex::default(),
             heard: Mutex::default(),
             compare_every: replication.compare_every.0,
@@ -338,6 +343,39 @@ impl Shared {
     pub(crate) fn restart_grace(&self) -> Duration {
         let until = self.grace_until.load(Ordering::Relaxed);
         Duration::from_millis(until.saturating_sub(self.uptime_ms()))
+    }
+
+    /// The catalogue, and the last stamp that was given: not later than anything that is given
+    /// after this.
+    pub(crate) fn to_save(&self) -> (Arc<Catalogue>, u64) {
+        let state = self.state.read();
+        (Arc::clone(state.store.catalogue()), state.clock.last())
+    }
+
+    /// Begins with what an earlier life has left; everybody in it has `grace` to be heard of.
+    pub(crate) fn restore(&self, restored: Restored, grace: Duration) {
+        let mut state = self.state.write();
+        state.clock = resume_clock(&restored.header, self.wall_ms());
+        state.store = restored.store;
+        let until = self.uptime_ms() + grace.as_millis() as u64;
+        self.grace_until.store(until, Ordering::Relaxed);
+        let mine = state.store.owned(&self.node);
+        let mine = mine
+            .into_iter()
+            .flat_map(|owned| owned.keys.iter().cloned());
+        self.orphans.lock().extend(mine);
+        tracing::info!(
+            instances = state.store.catalogue().len(),
+            saved_ms = restored.header.saved_ms,
+            "restored the catalogue, unconfirmed"
+        );
+    }
+
+    /// Forgets what an earlier life has left: it is so old that tombstones of what it holds may
+    /// have been forgotten, and there are others to ask.
+    pub(crate) fn forget_restored(&self) {
+        self.state.write().store = Store::new(self.generation);
+        self.orphans.lock().clear();
     }
 
     /// Every server, as this one sees it.
