@@ -4,12 +4,17 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use selvedge_registry::{
     Locality, ServiceName,
-    node::{admin::AdminConfig, telemetry::TelemetryConfig},
+    node::{admin::AdminConfig, cidr::Cidr, config::Secret, telemetry::TelemetryConfig},
 };
 use selvedge_resilience::config::{Millis, PolicyError};
 use serde::{Deserialize, Serialize};
 
-use crate::{lease::LeasesConfig, log::ReplicationConfig, persist::StorageConfig};
+use crate::{
+    gossip::keyring::{Key, Keyring},
+    lease::LeasesConfig,
+    log::ReplicationConfig,
+    persist::StorageConfig,
+};
 
 /// The configuration of one server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,7 +60,87 @@ pub struct GossipConfig {
     pub interval: Millis,
     /// How long a server that hears no seed waits before it answers alone. Default "5s": a guess.
     pub join_timeout: Millis,
+    /// The keys that gossip is sealed with, each 32 bytes in base64 (`selvedge-registry keygen`).
+    /// The first one seals, every one opens. Needed, unless `bind` is loopback. Default: none.
+    pub keys: Vec<Secret>,
+    /// Whether datagrams that are not sealed are refused. Default true: Consul's
+    /// `encrypt_verify_incoming`. False only while a cluster gets its first key.
+    pub verify_incoming: bool,
+    /// Whether what is sent is sealed. Default true: Consul's `encrypt_verify_outgoing`. False only
+    /// while a cluster gets its first key.
+    pub verify_outgoing: bool,
+    /// Gossip without keys elsewhere than on loopback, where anybody can rewrite the membership.
+    /// Default false.
+    pub insecure: bool,
+    /// Networks that datagrams are taken from, as `10.0.0.0/8`; empty: all. Default: all.
+    pub allowed: Vec<String>,
+    /// Whether a server that left on purpose looks for its last peers when it starts again, as one
+    /// that crashed does. Default false: Serf's `rejoin_after_leave`. Needs `state_dir`.
+    pub rejoin_after_leave: bool,
 }
+
+impl GossipConfig {
+    /// Refuses what cannot work, or is not safe.
+    ///
+    /// # Errors
+    /// [`PolicyError`] with the field's path, its value and what is allowed; never with a key.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        let ms = self.interval.0.as_millis();
+        if !(20..=10_000).contains(&ms) {
+            let allowed = "\"20ms\" to \"10s\"";
+            return Err(PolicyError::new("gossip.interval", self.interval, allowed));
+        }
+        if self.bind.ip().is_unspecified() {
+            return Err(PolicyError::new("gossip.bind", self.bind, REACHABLE));
+        }
+        if let Some(bad) = self.seeds.iter().find(|seed| !is_seed(seed)) {
+            return Err(PolicyError::new("gossip.seeds", bad, "host:port"));
+        }
+        self.allowed_networks()?;
+        self.keyring()?;
+        if self.keys.is_empty() && !self.bind.ip().is_loopback() && !self.insecure {
+            let allowed = "a key (selvedge-registry keygen), as gossip.bind is not loopback; or \
+                           gossip.insecure = true";
+            return Err(PolicyError::new("gossip.keys", "[]", allowed));
+        }
+        Ok(())
+    }
+
+    /// The keys, ready for use.
+    ///
+    /// # Errors
+    /// [`PolicyError`], without the key.
+    pub fn keyring(&self) -> Result<Keyring, PolicyError> {
+        let mut keys = Vec::new();
+        for (at, secret) in self.keys.iter().enumerate() {
+            let key = Key::parse(secret.expose());
+            keys.push(key.map_err(|why| {
+                PolicyError::new(format!("gossip.keys[{at}]"), "***", why.to_string())
+            })?);
+        }
+        Keyring::new(keys, self.verify_incoming, self.verify_outgoing)
+            .map_err(|why| PolicyError::new("gossip.keys", "***", why.to_string()))
+    }
+
+    /// Networks that datagrams are taken from; empty: all.
+    ///
+    /// # Errors
+    /// [`PolicyError`] naming the one that is none.
+    pub fn allowed_networks(&self) -> Result<Vec<Cidr>, PolicyError> {
+        let parse = |text: &String| {
+            text.parse()
+                .map_err(|_| PolicyError::new("gossip.allowed", text, "networks, as 10.0.0.0/8"))
+        };
+        self.allowed.iter().map(parse).collect()
+    }
+}
+
+fn is_seed(text: &str) -> bool {
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0))
+}
+
+const REACHABLE: &str = "an address that the other servers can reach, as it is told to them";
 
 impl Default for GossipConfig {
     fn default() -> Self {
@@ -64,6 +149,12 @@ impl Default for GossipConfig {
             seeds: Vec::new(),
             interval: Millis::new(500),
             join_timeout: Millis::new(5_000),
+            keys: Vec::new(),
+            verify_incoming: true,
+            verify_outgoing: true,
+            insecure: false,
+            allowed: Vec::new(),
+            rejoin_after_leave: false,
         }
     }
 }
@@ -92,24 +183,10 @@ impl RegistryConfig {
     /// # Errors
     /// [`PolicyError`] with the field's path, its value and what is allowed.
     pub fn validate(&self) -> Result<(), PolicyError> {
-        let ms = self.gossip.interval.0.as_millis();
-        if !(20..=10_000).contains(&ms) {
-            let allowed = "\"20ms\" to \"10s\"";
-            return Err(PolicyError::new(
-                "gossip.interval",
-                self.gossip.interval,
-                allowed,
-            ));
+        if self.http.ip().is_unspecified() {
+            return Err(PolicyError::new("http", self.http, REACHABLE));
         }
-        for (field, addr) in [("http", self.http), ("gossip.bind", self.gossip.bind)] {
-            if addr.ip().is_unspecified() {
-                let allowed = "an address that the other servers can reach, as it is told to them";
-                return Err(PolicyError::new(field, addr, allowed));
-            }
-        }
-        if let Some(bad) = self.gossip.seeds.iter().find(|seed| !seed.contains(':')) {
-            return Err(PolicyError::new("gossip.seeds", bad, "host:port"));
-        }
+        self.gossip.validate()?;
         self.leases.validate()?;
         self.replication.validate()?;
         self.storage.validate()?;

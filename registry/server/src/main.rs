@@ -1,10 +1,10 @@
 //! `selvedge-registry`: one server of the registry.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
-use axum::{Json, Router, routing::get};
-use clap::Parser;
+use axum::{Json, routing::get};
+use clap::{Parser, Subcommand};
 use selvedge_registry::node::{
     admin::Admin,
     config::{self, ConfigError},
@@ -12,13 +12,14 @@ use selvedge_registry::node::{
     shutdown::Signals,
     telemetry,
 };
-use selvedge_registry_server::{RegistryConfig, RegistryServer, StartError};
+use selvedge_registry_server::{RegistryConfig, RegistryServer, StartError, gossip};
 
 /// Keeps the list of who is where, together with its peers, without any other store.
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Example:\n  selvedge-registry --config registry.toml"
+    after_help = "Example:\n  selvedge-registry --config registry.toml",
+    args_conflicts_with_subcommands = true
 )]
 struct Args {
     /// The configuration; without one every default is used.
@@ -30,6 +31,14 @@ struct Args {
     /// Write the bound addresses here as JSON, for those who asked for port 0.
     #[arg(long)]
     ports_file: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print a new key for `gossip.keys`.
+    Keygen,
 }
 
 fn main() -> ExitCode {
@@ -58,6 +67,10 @@ fn load(args: &Args) -> Result<RegistryConfig, ConfigError> {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(Command::Keygen) = args.command {
+        let key = gossip::keyring::generate()?;
+        return writeln!(std::io::stdout(), "{key}").context("print the key");
+    }
     let config = load(args)?;
     if args.check {
         return Ok(());
@@ -88,7 +101,8 @@ async fn serve(config: RegistryConfig, ports_file: Option<PathBuf>) -> anyhow::R
     }
     tracing::info!(address = %admin_addr, "admin port");
     let members = Arc::clone(&shared);
-    let extra = Router::new().route(
+    let keys = gossip::admin::routes(Arc::clone(server.gossip().keys()));
+    let extra = keys.route(
         "/clusters",
         get(move || async move { Json(members.member_list()) }),
     );

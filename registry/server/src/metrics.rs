@@ -12,7 +12,10 @@ use selvedge_registry::{
     wire::MemberState,
 };
 
-use crate::{gossip::text, server::Shared};
+use crate::{
+    gossip::{Event, Gossip, text, traffic::DropReason},
+    server::Shared,
+};
 
 /// Shows `shared` among `metrics` from now on.
 pub fn show(shared: &Arc<Shared>, metrics: &Metrics) {
@@ -37,6 +40,52 @@ pub fn show(shared: &Arc<Shared>, metrics: &Metrics) {
     metrics.register(
         Name::RegistryEvictions,
         Observed::counter(move || evictions.counters.evictions.load(Ordering::Relaxed)),
+    );
+}
+
+/// Shows `gossip` among `metrics` from now on.
+pub fn show_gossip(gossip: &Gossip, metrics: &Metrics) {
+    let traffic = || Arc::clone(gossip.traffic());
+    let (dropped, bytes, digest) = (traffic(), traffic(), traffic());
+    metrics.register(
+        Name::GossipDropped,
+        Observed::counters(move || {
+            let sample = |reason: DropReason| {
+                let labels = vec![("reason", reason.text().to_owned())];
+                (labels, dropped.count(reason))
+            };
+            DropReason::ALL.map(sample).to_vec()
+        }),
+    );
+    metrics.register(
+        Name::GossipIo,
+        Observed::counters(move || {
+            let sample = |way: &str, n| (vec![("direction", way.to_owned())], n);
+            let (sent, received) = (bytes.sent_bytes(), bytes.received_bytes());
+            vec![sample("transmit", sent), sample("receive", received)]
+        }),
+    );
+    metrics.register(
+        Name::GossipDigest,
+        Observed::gauge(move || digest.digest_bytes()),
+    );
+    let events = gossip.event_counts();
+    metrics.register(
+        Name::GossipEvents,
+        Observed::counters(move || {
+            let sample = |(event, n): (Event, u64)| (vec![("event", event.text().to_owned())], n);
+            events.all().map(sample).to_vec()
+        }),
+    );
+    let isolated = gossip.is_isolated();
+    metrics.register(
+        Name::GossipIsolated,
+        Observed::gauge(move || u64::from(*isolated.borrow())),
+    );
+    let health = gossip.local_health();
+    metrics.register(
+        Name::GossipHealthScore,
+        Observed::gauge(move || u64::from(*health.borrow())),
     );
 }
 

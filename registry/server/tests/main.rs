@@ -2,5 +2,7 @@
 
 mod api;
 mod cluster;
+mod gossip_sim;
+mod gossip_udp;
 mod shipped;
 mod support;

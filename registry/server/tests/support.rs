@@ -23,7 +23,7 @@ pub(crate) fn instance(service: &str, id: &str, port: u16) -> Instance {
 }
 
 /// Quick gossip, so that tests need not wait for slow one.
-fn config(node: &str, seeds: &[SocketAddr]) -> RegistryConfig {
+pub(crate) fn config(node: &str, seeds: &[SocketAddr]) -> RegistryConfig {
     let mut config = RegistryConfig {
         node: Some(name(node)),
         ..RegistryConfig::default()

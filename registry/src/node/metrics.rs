@@ -45,6 +45,18 @@ pub enum Name {
     RegistryRenewals,
     /// `selvedge.registry.evictions`: leases that ran out.
     RegistryEvictions,
+    /// `selvedge.gossip.io`: bytes of datagrams, by direction.
+    GossipIo,
+    /// `selvedge.gossip.dropped`: datagrams and messages dropped, by reason.
+    GossipDropped,
+    /// `selvedge.gossip.digest`: bytes of the digest last sent.
+    GossipDigest,
+    /// `selvedge.gossip.events`: what happened to servers.
+    GossipEvents,
+    /// `selvedge.gossip.isolated`: whether this server is cut off.
+    GossipIsolated,
+    /// `selvedge.gossip.health_score`: how late this server runs itself.
+    GossipHealthScore,
 }
 
 impl Name {
@@ -99,6 +111,32 @@ impl Name {
             Self::RegistryWatchers => ("selvedge_registry_watchers", "Watches open", None),
             Self::RegistryRenewals => ("selvedge_registry_renewals", "Leases renewed", None),
             Self::RegistryEvictions => ("selvedge_registry_evictions", "Leases that ran out", None),
+            Self::GossipIo => ("selvedge_gossip_io", "Gossip datagrams", Some(Unit::Bytes)),
+            Self::GossipDropped => (
+                "selvedge_gossip_dropped",
+                "Gossip datagrams and messages that were dropped",
+                None,
+            ),
+            Self::GossipDigest => (
+                "selvedge_gossip_digest",
+                "The digest last sent",
+                Some(Unit::Bytes),
+            ),
+            Self::GossipEvents => (
+                "selvedge_gossip_events",
+                "What happened to registry servers",
+                None,
+            ),
+            Self::GossipIsolated => (
+                "selvedge_gossip_isolated",
+                "Whether this server is cut off from most others",
+                None,
+            ),
+            Self::GossipHealthScore => (
+                "selvedge_gossip_health_score",
+                "How late this server runs itself, 0 to 7",
+                None,
+            ),
         }
     }
 }
@@ -161,9 +199,14 @@ impl Observed {
 
     /// A value that only grows.
     pub fn counter(read: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self::counters(move || vec![(Vec::new(), read())])
+    }
+
+    /// Values that only grow, by label.
+    pub fn counters(read: impl Fn() -> Vec<Sample> + Send + Sync + 'static) -> Self {
         Self {
             kind: MetricType::Counter,
-            read: Arc::new(move || vec![(Vec::new(), read())]),
+            read: Arc::new(read),
         }
     }
 }

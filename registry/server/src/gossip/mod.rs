@@ -1,7 +1,8 @@
 //! Membership: which servers there are, by gossip.
 //!
 //! chitchat carries who a server is and how it is, a handful of small values. Instances stay out
-//! of it: every change there clones every node's state, and a digest has a hard ceiling.
+//! of it: every change there clones every node's state, and a digest has a hard ceiling. It
+//! authenticates nothing either, so what it says travels sealed.
 //!
 //! | part | |
 //! |---|---|
@@ -9,15 +10,39 @@
 //! | [`roster`] | who is there: one life of each server, failed or left |
 //! | [`health`], [`isolation`] | whether the fault is this server's own |
 //! | [`generation`] | which life this is |
+//! | [`keyring`], [`seal`], [`replay`], [`fragment`] | what travels: sealed, fresh, in small pieces |
+//! | [`transport`] | chitchat's datagrams through all that |
+//! | [`admin`] | the keyring on the admin port |
+//!
+//! # Guarantees
+//! - A server that dies is dead in everybody's eyes within five seconds at the default interval.
+//!   One that is slow, or reached by fewer paths than others, is not.
+//! - Nobody without a key joins, or changes what a member says (with keys: see [`seal`]).
+//! - Two clusters that reach each other never merge, by mistake nor through addresses used again.
+//!
+//! # What it does not do
+//! Protect against a server that has the key. Stay below a fixed number of bytes: every message
+//! names every server, so traffic grows with their number (`registry/docs/gossip.md`).
 
+pub mod admin;
+pub mod fragment;
 pub mod generation;
 pub mod health;
 pub mod isolation;
+pub mod keyring;
 pub mod member;
+pub mod replay;
 pub mod roster;
+pub mod seal;
+mod seeds;
+#[doc(hidden)]
+pub mod testing;
+pub mod traffic;
+pub mod transport;
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -27,10 +52,10 @@ use std::{
 
 use chitchat::{
     Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, ProtocolVersion,
-    spawn_chitchat, transport::UdpTransport,
+    spawn_chitchat, transport::Transport,
 };
-use selvedge_registry::{Locality, wire::MemberState};
-use tokio::{sync::watch, task::JoinHandle};
+use selvedge_registry::{Locality, node::listen::ListenError, wire::MemberState};
+use tokio::{sync::watch, task::JoinSet};
 
 pub use member::{Announcer, FactRefused, Member};
 pub use roster::{Event, Members};
@@ -38,20 +63,25 @@ pub use roster::{Event, Members};
 use crate::{catalogue::NodeId, config::GossipConfig};
 use health::LocalHealth;
 use isolation::Isolation;
+use keyring::Keyring;
 pub(crate) use member::text;
 use roster::{GRACE, Roster, Sighting};
+use seeds::LastPeers;
+use traffic::Traffic;
+use transport::SealedTransport;
 
 /// Verdict of the failure detector. Source: chitchat's default.
 const PHI: f64 = 8.0;
-/// Intervals without a sign of life before anybody is given up. Many servers make heartbeats
-/// frequent and so chitchat's own verdict hasty: seven intervals and the detector's own round keep
-/// detection below five seconds at 500 ms.
-const PATIENCE: u32 = 7;
+/// Intervals without a sign of life before anybody is given up. The detector judges by the mean
+/// time between signs, which in a large cluster is a fraction of the interval: this is the least
+/// that one may be silent, and it keeps detection below five seconds at 500 ms. Measured:
+/// `examples/gossip_sim.rs`.
+const PATIENCE: u32 = 4;
 /// Rounds of gossip a goodbye is given: three peers hear each, and tell others. A guess.
 const GOODBYE_ROUNDS: u32 = 3;
 
 /// What the watcher of the membership has found.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Watched {
     members: watch::Sender<Members>,
     dead: watch::Sender<Members>,
@@ -61,47 +91,140 @@ struct Watched {
     events: [AtomicU64; Event::ALL.len()],
 }
 
+/// How often each event has happened. Clones share the counts.
+#[derive(Debug, Clone)]
+pub struct EventCounts(Arc<Watched>);
+
+impl EventCounts {
+    /// Every event.
+    pub fn all(&self) -> [(Event, u64); Event::ALL.len()] {
+        let mut counts = self.0.events.iter();
+        Event::ALL.map(|event| {
+            let count = counts.next();
+            (
+                event,
+                count.map_or(0, |count| count.load(Ordering::Relaxed)),
+            )
+        })
+    }
+
+    /// One event.
+    pub fn of(&self, event: Event) -> u64 {
+        let all = self.all();
+        all.iter()
+            .filter(|(e, _)| *e == event)
+            .map(|(_, n)| n)
+            .sum()
+    }
+}
+
+/// Who joins.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its name, unique in the cluster.
+    pub node: NodeId,
+    /// Its life; must grow with each.
+    pub generation: u64,
+    /// The cluster.
+    pub cluster: String,
+    /// Where its API is.
+    pub http: SocketAddr,
+    /// Where it runs.
+    pub locality: Locality,
+}
+
 /// Takes part in the gossip until it is shut down or dropped.
 pub struct Gossip {
     handle: Arc<ChitchatHandle>,
+    addr: SocketAddr,
+    keys: Arc<Keyring>,
+    traffic: Arc<Traffic>,
     watched: Arc<Watched>,
     interval: Duration,
-    watcher: JoinHandle<()>,
+    /// What to forget on leaving.
+    last_peers: Option<LastPeers>,
+    _tasks: JoinSet<()>,
 }
 
 impl std::fmt::Debug for Gossip {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gossip")
+            .field("addr", &self.addr)
             .field("watched", &self.watched)
             .finish_non_exhaustive()
     }
 }
 
+/// Binds the socket that [`Gossip::join`] takes. Port 0 takes a free one.
+///
+/// # Errors
+/// [`ListenError`] naming the address and the cause.
+pub fn bind(addr: SocketAddr) -> Result<UdpSocket, ListenError> {
+    UdpSocket::bind(addr).map_err(|source| ListenError {
+        what: "gossip".into(),
+        addr,
+        source,
+    })
+}
+
 impl Gossip {
-    /// Joins. `generation` must grow with each life of `node`.
+    /// Joins over `socket`. `state_dir` keeps what helps after a crash.
     ///
     /// # Errors
-    /// If the gossip socket cannot be bound.
+    /// If the configuration cannot be used, or the socket.
     pub async fn join(
-        node: NodeId,
-        generation: u64,
-        cluster: String,
-        http: SocketAddr,
-        locality: &Locality,
+        identity: Identity,
+        socket: UdpSocket,
         config: &GossipConfig,
+        state_dir: Option<&Path>,
     ) -> anyhow::Result<Self> {
-        let id = ChitchatId {
-            node_id: NodeId::clone(&node),
-            generation_id: generation,
-            gossip_advertise_addr: config.bind,
-        };
+        let addr = socket.local_addr()?;
+        config.validate()?;
+        let keys = Arc::new(config.keyring()?);
+        say_how_sealed(addr, &keys);
+        let traffic = Arc::new(Traffic::default());
+        let transport = SealedTransport::new(
+            socket,
+            &identity.cluster,
+            Arc::clone(&keys),
+            Arc::clone(&traffic),
+            config.allowed_networks()?,
+        );
+        let mut gossip = Self::join_over(identity, addr, &transport, config, state_dir).await?;
+        (gossip.keys, gossip.traffic) = (keys, traffic);
+        Ok(gossip)
+    }
+
+    /// Joins over any transport, as `addr`.
+    ///
+    /// # Errors
+    /// If the transport cannot be opened.
+    #[doc(hidden)]
+    pub async fn join_over(
+        identity: Identity,
+        addr: SocketAddr,
+        transport: &dyn Transport,
+        config: &GossipConfig,
+        state_dir: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let interval = config.interval.0;
-        let config = ChitchatConfig {
-            chitchat_id: id,
-            cluster_id: cluster,
+        let (mut seeds, names) = seeds::split(&config.seeds);
+        seeds.retain(|seed| *seed != addr);
+        let last_peers = LastPeers::in_dir(state_dir);
+        let mut known = last_peers.load();
+        known.extend(&seeds);
+        let node = identity.node;
+        let chitchat = ChitchatConfig {
+            chitchat_id: ChitchatId {
+                node_id: NodeId::clone(&node),
+                generation_id: identity.generation,
+                gossip_advertise_addr: addr,
+            },
+            cluster_id: identity.cluster,
             gossip_interval: interval,
-            listen_addr: config.bind,
-            seed_nodes: config.seeds.clone(),
+            listen_addr: addr,
+            // Names are resolved by `seeds`: here it would be waited for.
+            seed_nodes: seeds.iter().map(ToString::to_string).collect(),
             failure_detector_config: FailureDetectorConfig::new(
                 PHI,
                 1_000,
@@ -115,29 +238,53 @@ impl Gossip {
             extra_liveness_predicate: None,
             protocol_version: ProtocolVersion::V1,
         };
-        let facts = member::first_facts(http, locality);
-        let handle = Arc::new(spawn_chitchat(config, facts, &UdpTransport).await?);
-        let watched = Arc::new(Watched {
-            members: watch::channel(Members::new()).0,
-            dead: watch::channel(Members::new()).0,
-            isolated: watch::channel(false).0,
-            health: watch::channel(0).0,
-            superseded: watch::channel(None).0,
-            events: Default::default(),
-        });
-        let roster = Roster::new(node, generation);
-        let watcher = tokio::spawn(watch_members(
-            handle.chitchat(),
+        let facts = member::first_facts(identity.http, &identity.locality);
+        let handle = Arc::new(spawn_chitchat(chitchat, facts, transport).await?);
+        let watched = Arc::new(Watched::default());
+        let members = || watched.members.subscribe();
+        let mut tasks = JoinSet::new();
+        let to_knock = (Arc::clone(&handle), addr, names, known);
+        tasks.spawn(seeds::knock(
+            to_knock.0,
+            to_knock.1,
+            to_knock.2,
+            to_knock.3,
+            members(),
+        ));
+        tasks.spawn(last_peers.clone().follow(NodeId::clone(&node), members()));
+        let roster = Roster::new(node, identity.generation);
+        let chitchat = handle.chitchat();
+        tasks.spawn(watch_members(
+            chitchat,
             roster,
             interval,
             Arc::clone(&watched),
         ));
         Ok(Self {
             handle,
+            addr,
+            keys: Arc::default(),
+            traffic: Arc::default(),
             watched,
             interval,
-            watcher,
+            last_peers: (!config.rejoin_after_leave).then_some(last_peers),
+            _tasks: tasks,
         })
+    }
+
+    /// Where it gossips.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The keys it seals and opens with.
+    pub fn keys(&self) -> &Arc<Keyring> {
+        &self.keys
+    }
+
+    /// What it sends, receives and refuses.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 
     /// The servers that are heard of, this one among them, and, for some minutes, those that have
@@ -170,12 +317,8 @@ impl Gossip {
     }
 
     /// What has happened to servers, counted.
-    pub fn events(&self) -> [(Event, u64); Event::ALL.len()] {
-        let mut nth = self.watched.events.iter();
-        Event::ALL.map(|event| {
-            let count = nth.next().map_or(0, |count| count.load(Ordering::Relaxed));
-            (event, count)
-        })
+    pub fn event_counts(&self) -> EventCounts {
+        EventCounts(Arc::clone(&self.watched))
     }
 
     /// What tells the others how this server is.
@@ -193,6 +336,9 @@ impl Gossip {
         if !alone {
             tokio::time::sleep(self.interval * GOODBYE_ROUNDS).await;
         }
+        if let Some(last_peers) = &self.last_peers {
+            last_peers.forget();
+        }
         let ended = self.handle.termination_watcher();
         if self.handle.initiate_shutdown().is_ok()
             && let Err(error) = ended.await
@@ -204,9 +350,31 @@ impl Gossip {
 
 impl Drop for Gossip {
     fn drop(&mut self) {
-        self.watcher.abort();
-        // The tasks would end with the last handle; an announcer may still be held somewhere.
+        // It would end with the last handle; an announcer may still be held somewhere.
         self.handle.abort();
+    }
+}
+
+fn say_how_sealed(addr: SocketAddr, keys: &Keyring) {
+    let list = keys.list();
+    if let Some(primary) = list.first() {
+        tracing::info!(key = %primary.id, keys = list.len(), "gossip is sealed");
+        if !keys.verifies_incoming() || !keys.verifies_outgoing() {
+            tracing::warn!(
+                verify_incoming = keys.verifies_incoming(),
+                verify_outgoing = keys.verifies_outgoing(),
+                "gossip has keys but does not insist on them"
+            );
+        }
+    } else if addr.ip().is_loopback() {
+        tracing::info!("gossip is not sealed: no keys, and only this machine can reach it");
+    } else {
+        tracing::warn!(
+            address = %addr,
+            "GOSSIP IS NOT SEALED: whoever can send a datagram to this address can rewrite the \
+             membership of the whole cluster; make a key (selvedge-registry keygen), set \
+             gossip.keys and remove gossip.insecure"
+        );
     }
 }
 

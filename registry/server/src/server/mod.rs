@@ -36,7 +36,7 @@ use crate::{
     api,
     catalogue::NodeId,
     config::RegistryConfig,
-    gossip::{Gossip, generation},
+    gossip::{self, Gossip, generation},
     persist,
     replicate::{self, peer::Peers},
 };
@@ -136,23 +136,26 @@ impl RegistryServer {
             (None, Some(restored)) => restored.header.node.as_str().into(),
             (None, None) => format!("registry-{:08x}", fastrand::u32(..)).into(),
         };
-        let mut gossip_config = config.gossip.clone();
-        gossip_config.bind = free_udp_port(config.gossip.bind)?;
-        let gossip_addr = gossip_config.bind;
+        let socket = gossip::bind(config.gossip.bind)?;
         let cluster = config.cluster.to_string();
         let gossip = Gossip::join(
-            Arc::clone(&node),
-            generation,
-            cluster.clone(),
-            http,
-            &config.locality,
-            &gossip_config,
+            gossip::Identity {
+                node: Arc::clone(&node),
+                generation,
+                cluster: cluster.clone(),
+                http,
+                locality: config.locality.clone(),
+            },
+            socket,
+            &config.gossip,
+            dir.as_deref(),
         )
         .await
         .map_err(|source| StartError::Gossip {
-            addr: gossip_addr,
+            addr: config.gossip.bind,
             source,
         })?;
+        let gossip_addr = gossip.addr();
         let identity = Identity {
             node,
             generation,
@@ -169,11 +172,12 @@ impl RegistryServer {
             header
         });
         crate::metrics::show(&shared, &admin.metrics);
+        crate::metrics::show_gossip(&gossip, &admin.metrics);
         let mut tasks = JoinSet::new();
         tasks.spawn(replicate::follow_everybody(Arc::clone(&shared)));
         tasks.spawn(replicate::pass_on_for_ever(Arc::clone(&shared)));
         tasks.spawn(sweep::sweep_for_ever(Arc::clone(&shared)));
-        let alone_after = (!gossip_config.seeds.is_empty()).then_some(gossip_config.join_timeout.0);
+        let alone_after = (!config.gossip.seeds.is_empty()).then_some(config.gossip.join_timeout.0);
         tasks.spawn(ready::become_ready(
             Arc::clone(&shared),
             alone_after,
@@ -227,6 +231,11 @@ impl RegistryServer {
         &self.shared
     }
 
+    /// Its part in the gossip.
+    pub fn gossip(&self) -> &Gossip {
+        &self.gossip
+    }
+
     /// Where it gossips.
     pub fn gossip_addr(&self) -> SocketAddr {
         self.gossip_addr
@@ -271,15 +280,4 @@ fn wall_ns() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// chitchat needs to know its own port beforehand.
-fn free_udp_port(addr: SocketAddr) -> Result<SocketAddr, ListenError> {
-    let error = |source| ListenError {
-        what: "gossip".into(),
-        addr,
-        source,
-    };
-    let socket = std::net::UdpSocket::bind(addr).map_err(error)?;
-    socket.local_addr().map_err(error)
 }
