@@ -24,7 +24,12 @@ pub(crate) struct Guard {
 impl Guard {
     /// Starts the guard: this same program with the hidden argument `guard`.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("find this program")?;
+        // On Linux by the link that works even when cargo has put a newer build in its place.
+        let running = std::path::Path::new("/proc/self/exe");
+        let program = match running.exists() {
+            true => running.to_owned(),
+            false => std::env::current_exe().context("find this program")?,
+        };
         let mut command = Command::new(&program);
         command.arg("guard");
         Self::with_program(command)
