@@ -8,10 +8,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    balance::OutlierConfig,
+    adaptive::AdaptiveConfig,
+    balance::{BalanceConfig, OutlierConfig},
     breaker::BreakerConfig,
+    bulkhead::BulkheadConfig,
     config::{Millis, PolicyError, Rate, ensure},
     retry::RetryConfig,
+    throttle::ThrottleConfig,
 };
 
 /// How calls to one destination are made.
@@ -36,15 +39,23 @@ pub struct TrafficPolicy {
     /// What is tried again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryConfig>,
+    /// When calls are kept back because the callee refuses so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttle: Option<ThrottleConfig>,
     /// When calls are no longer made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub breaker: Option<BreakerConfig>,
-    /// Tries under way at once; at least 1.
+    /// Tries under way at once, and who may wait.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub bulkhead: Option<u32>,
+    pub bulkhead: Option<BulkheadConfig>,
+    /// The same with a limit that finds itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<AdaptiveConfig>,
     /// Tries that may begin in a span of time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<Rate>,
+    /// Which endpoint takes a try.
+    pub balance: BalanceConfig,
     /// When an endpoint is left out.
     pub outlier: OutlierConfig,
 }
@@ -115,9 +126,16 @@ impl TrafficPolicy {
         if let Some(breaker) = &self.breaker {
             breaker.validate().map_err(|e| e.within("breaker"))?;
         }
-        if let Some(limit) = self.bulkhead {
-            ensure(limit > 0, "bulkhead", limit, "at least 1")?;
+        if let Some(throttle) = &self.throttle {
+            throttle.validate().map_err(|e| e.within("throttle"))?;
         }
+        if let Some(bulkhead) = &self.bulkhead {
+            bulkhead.validate().map_err(|e| e.within("bulkhead"))?;
+        }
+        if let Some(limit) = &self.concurrency {
+            limit.validate().map_err(|e| e.within("concurrency"))?;
+        }
+        self.balance.validate().map_err(|e| e.within("balance"))?;
         self.outlier.validate().map_err(|e| e.within("outlier"))
     }
 }
@@ -168,7 +186,14 @@ mod tests {
                 "breaker.failure_rate",
             ),
             (r#"breaker = { over = "0s" }"#, "breaker.over"),
-            ("bulkhead = 0", "bulkhead"),
+            ("bulkhead = 0", "bulkhead.max"),
+            ("concurrency = { min = 0 }", "concurrency.min"),
+            (r#"throttle = { window = "0s" }"#, "throttle.window"),
+            ("balance = { virtual_nodes = 0 }", "balance.virtual_nodes"),
+            (
+                r#"balance = { hash_on = { header = "a b" } }"#,
+                "balance.hash_on",
+            ),
             (
                 r#"outlier = { max_ejected = "150%" }"#,
                 "outlier.max_ejected",

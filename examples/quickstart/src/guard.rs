@@ -26,9 +26,10 @@ impl Guard {
     pub(crate) fn start() -> anyhow::Result<Self> {
         // On Linux by the link that works even when cargo has put a newer build in its place.
         let running = std::path::Path::new("/proc/self/exe");
-        let program = match running.exists() {
-            true => running.to_owned(),
-            false => std::env::current_exe().context("find this program")?,
+        let program = if running.exists() {
+            running.to_owned()
+        } else {
+            std::env::current_exe().context("find this program")?
         };
         let mut command = Command::new(&program);
         command.arg("guard");

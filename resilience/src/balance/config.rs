@@ -27,6 +27,29 @@ pub enum BalancePolicy {
     Maglev,
 }
 
+impl BalancePolicy {
+    /// Whether a call's hash decides where it goes.
+    pub fn hashes(self) -> bool {
+        matches!(self, Self::RingHash | Self::Maglev)
+    }
+}
+
+/// What of a request decides where a hashing policy places it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum HashOn {
+    /// A header field's value.
+    Header(String),
+    /// A cookie's value.
+    Cookie(String),
+    /// The path, without the query.
+    Path,
+    /// The caller's address.
+    Source,
+}
+
 /// How the calls to one destination are spread over its endpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -43,6 +66,11 @@ pub struct BalanceConfig {
     /// With `ring_hash`: points on the ring of an endpoint of average weight, 1 to 4,096. Default
     /// 160: libketama.
     pub virtual_nodes: u32,
+    /// With `ring_hash` and `maglev`: what decides where a call goes, such as
+    /// `{ header = "x-user" }`, `{ cookie = "session" }`, `"path"` or `"source"`. A call that lacks
+    /// it goes by chance. Not set: whatever the caller puts into the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash_on: Option<HashOn>,
     /// How many endpoints (of each zone, if `locality` is set) this process calls at all; 0 is
     /// all. Default 0: below some hundred endpoints connections are cheap.
     pub subset: u32,
@@ -64,6 +92,7 @@ impl Default for BalanceConfig {
             decay: Millis::new(10_000),
             load_factor: Ratio::percent(125),
             virtual_nodes: 160,
+            hash_on: None,
             subset: 0,
             panic_threshold: Ratio::percent(50),
             slow_start: None,
@@ -135,6 +164,15 @@ impl BalanceConfig {
     pub fn validate(&self) -> Result<(), PolicyError> {
         let positive = "more than \"0s\"";
         ensure(!self.decay.0.is_zero(), "decay", self.decay, positive)?;
+        if let Some(HashOn::Header(name) | HashOn::Cookie(name)) = &self.hash_on {
+            let token = !name.is_empty() && http::HeaderName::try_from(name.as_str()).is_ok();
+            ensure(
+                token,
+                "hash_on",
+                name,
+                "a name of letters, digits and dashes",
+            )?;
+        }
         let factor = self.load_factor.fraction();
         ensure(
             factor == 0.0 || factor > 1.0,

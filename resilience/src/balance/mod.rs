@@ -85,7 +85,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 pub use self::{
-    config::{BalanceConfig, BalancePolicy, LocalityConfig, SlowStartConfig},
+    config::{BalanceConfig, BalancePolicy, HashOn, LocalityConfig, SlowStartConfig},
     hash::stable_hash,
     locality::Locality,
     member::{EndpointState, EndpointStatus, Key, Member, Pick, Probe},

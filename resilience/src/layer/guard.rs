@@ -87,6 +87,11 @@ impl<G: Completes> CallGuard<G> {
     }
 
     /// What is held, while the call runs.
+    pub(super) fn held(&self) -> Option<&G> {
+        self.0.as_ref()
+    }
+
+    /// The same, to add to it.
     pub(super) fn held_mut(&mut self) -> Option<&mut G> {
         self.0.as_mut()
     }

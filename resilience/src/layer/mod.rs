@@ -36,7 +36,8 @@ pub use self::{
     },
     replay::ReplayBody,
     stack::{
-        Answer, Attempt, Held, Hook, RequestTimeout, Stack, StackLayer, StackService, StackStatus,
+        Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackLayer, StackService,
+        StackStatus,
     },
     timeout::{TimeoutFuture, TimeoutLayer, TimeoutService},
     transport::{ServiceTransport, Transport, TransportError},

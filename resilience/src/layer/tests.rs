@@ -102,6 +102,11 @@ fn script(tries: &[Try]) -> Script {
     }
 }
 
+fn slots(stack: &Stack<u32>) -> Option<(u32, u32)> {
+    let slots = stack.status().bulkhead;
+    slots.map(|slots| (slots.in_flight, slots.limit))
+}
+
 fn request(method: Method, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
     Request::builder()
         .method(method)
@@ -237,7 +242,7 @@ async fn t6_an_open_circuit_refuses_at_once_and_says_when_to_come_back() {
     for _ in 0..2 {
         status(&s, &failing, Method::GET, "").await.expect("answer");
     }
-    assert_eq!(s.breaker().state(), State::Open);
+    assert_eq!(s.breaker().expect("written").state(), State::Open);
     let error = status(&s, &failing, Method::GET, "")
         .await
         .expect_err("open");
@@ -270,7 +275,7 @@ async fn t1_a_hang_is_cut_at_the_try_and_at_the_total_and_counts_as_a_failure() 
     assert_eq!(error.rejected().expect("refused").policy, Policy::Deadline);
     assert_eq!(start.elapsed(), Duration::from_millis(500));
     assert_eq!(hanging.seen.lock().len(), 3);
-    assert_eq!(s.breaker().state(), State::Open);
+    assert_eq!(s.breaker().expect("written").state(), State::Open);
 }
 
 #[tokio::test(start_paused = true)]
@@ -302,7 +307,7 @@ async fn a_callers_broken_body_is_neither_retried_nor_held_against_the_endpoint(
     let broken = script(&[Try::Fails(Failure::Caller)]);
     assert!(status(&s, &broken, Method::PUT, "x").await.is_err());
     assert_eq!(broken.seen.lock().len(), 1);
-    assert_eq!(s.breaker().state(), State::Closed);
+    assert_eq!(s.breaker().expect("written").state(), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -317,7 +322,7 @@ async fn permits_live_as_long_as_the_body_and_go_back_when_it_is_dropped() {
     assert_eq!(error.rejected().expect("refused").policy, Policy::Bulkhead);
     drop(answer);
     assert!(status(&s, &ok, Method::GET, "").await.is_ok());
-    assert_eq!(s.status().bulkhead, Some((0, 1)));
+    assert_eq!(slots(&s), Some((0, 1)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -347,7 +352,7 @@ async fn a_call_dropped_at_any_point_leaves_nothing_behind() {
         let _cut = tokio::time::timeout(Duration::from_millis(ms), call).await;
     }
     let left = s.status();
-    assert_eq!(left.bulkhead, Some((0, 5)));
+    assert_eq!(slots(&s), Some((0, 5)));
     assert_eq!(left.endpoints.iter().map(|e| e.pending).sum::<u32>(), 0);
 }
 
@@ -359,9 +364,13 @@ async fn a_new_policy_keeps_the_state() {
         .expect("answer");
     s.reconfigure(policy("breaker = { consecutive = 9 }\nbulkhead = 3"))
         .expect("valid");
-    assert_eq!(s.breaker().state(), State::Open);
+    assert_eq!(s.breaker().expect("written").state(), State::Open);
     assert!(s.reconfigure(policy("bulkhead = 0")).is_err());
-    assert_eq!(s.policy().bulkhead, Some(3), "a bad policy changes nothing");
+    assert_eq!(
+        s.policy().bulkhead.map(|b| b.max),
+        Some(3),
+        "a bad policy changes nothing"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -372,7 +381,7 @@ async fn hooks_see_every_try() {
         fn started(&mut self, attempt: Attempt<'_, u32>, _: &mut http::request::Parts) {
             self.0.push((attempt.number, None));
         }
-        fn ended(&mut self, attempt: Attempt<'_, u32>, outcome: Outcome) {
+        fn ended(&mut self, attempt: Attempt<'_, u32>, outcome: Outcome, _: tokio::time::Instant) {
             self.0.push((attempt.number, Some(outcome)));
         }
     }
@@ -472,4 +481,127 @@ async fn a_body_that_outlives_the_deadline_is_cut_not_completed() {
     let error = body.collect().await.expect_err("cut");
     assert!(matches!(error, BodyError::Deadline), "{error}");
     assert_eq!(tokio::time::Instant::now(), deadline);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_bulkhead_with_a_queue_lets_a_call_wait_and_not_past_its_deadline() {
+    let text = r#"
+        timeouts = { request = "1s" }
+        bulkhead = { max = 1, queue = { max = 1, wait = "300ms" } }
+    "#;
+    let s = stack(text, 1);
+    let ok = script(&[]);
+    let held = s.call(&ok, request(Method::GET, ""), ()).await;
+    let held = held.expect("the first has the slot");
+    let start = tokio::time::Instant::now();
+    let late = status(&s, &ok, Method::GET, "").await.expect_err("no slot");
+    assert_eq!(
+        late.rejected().expect("refused").reason,
+        Reason::QueueTimeout
+    );
+    assert_eq!(start.elapsed(), Duration::from_millis(300));
+    let waits = status(&s, &ok, Method::GET, "");
+    let frees = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(held);
+    };
+    let (waited, ()) = tokio::join!(waits, frees);
+    assert_eq!(waited.expect("its turn came"), 200);
+    let mut short = request(Method::GET, "");
+    short
+        .extensions_mut()
+        .insert(RequestTimeout(Duration::from_millis(50)));
+    let held = s.call(&ok, request(Method::GET, ""), ()).await;
+    let start = tokio::time::Instant::now();
+    assert!(s.call(&ok, short, ()).await.is_err());
+    assert_eq!(start.elapsed(), Duration::from_millis(50));
+    drop(held);
+    assert_eq!(slots(&s), Some((0, 1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_section_of_a_policy_is_enforced_and_one_that_leaves_is_not() {
+    const OK: u16 = 200;
+    let cases: [(&str, Policy); 4] = [
+        ("bulkhead = 1", Policy::Bulkhead),
+        (
+            "concurrency = { initial = 1, min = 1 }",
+            Policy::AdaptiveLimit,
+        ),
+        (r#"rate_limit = "1/h""#, Policy::RateLimit),
+        ("breaker = { consecutive = 1 }", Policy::Breaker),
+    ];
+    for (text, policy_name) in cases {
+        let s = stack(text, 1);
+        let bad = script(&[Try::Answer(500)]);
+        let held = s.call(&bad, request(Method::GET, ""), ()).await;
+        let mut held = held.expect("the first is let through");
+        if policy_name == Policy::Breaker {
+            held.body_mut()
+                .frame()
+                .await
+                .expect("a frame")
+                .expect("data");
+        }
+        let refused = status(&s, &script(&[]), Method::GET, "").await;
+        let refused = refused.expect_err(text);
+        assert_eq!(
+            refused.rejected().expect(text).policy,
+            policy_name,
+            "{text}"
+        );
+        s.reconfigure(TrafficPolicy::default()).expect("valid");
+        let free = status(&s, &script(&[]), Method::GET, "").await;
+        assert_eq!(free.expect(text), OK, "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttle_keeps_back_what_would_be_refused() {
+    let s = stack("throttle = {}", 1);
+    let refusals = script(&[const { Try::Answer(503) }; 400]);
+    let mut kept_back = 0;
+    for _ in 0..400 {
+        if status(&s, &refusals, Method::GET, "").await.is_err() {
+            kept_back += 1;
+        }
+    }
+    assert!((250..400).contains(&kept_back), "{kept_back}");
+    assert!(s.status().throttle.expect("written") > 0.8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_hash_on_names_decides_the_endpoint() {
+    let of = |name: &str, value: String| {
+        let mut request = request(Method::GET, "");
+        let name = http::HeaderName::try_from(name).expect("a name");
+        request
+            .headers_mut()
+            .insert(name, value.try_into().expect("a value"));
+        request
+    };
+    for (text, field, prefix) in [
+        (r#"{ header = "x-user" }"#, "x-user", ""),
+        (r#"{ cookie = "session" }"#, "cookie", "a=b; session="),
+    ] {
+        let text = format!(r#"balance = {{ policy = "maglev", hash_on = {text} }}"#);
+        let s = stack(&text, 16);
+        let mut used = std::collections::HashSet::new();
+        for user in 0..32 {
+            let ok = script(&[]);
+            for _ in 0..3 {
+                let answer = s.call(&ok, of(field, format!("{prefix}u{user}")), ()).await;
+                answer
+                    .expect("answer")
+                    .into_body()
+                    .collect()
+                    .await
+                    .expect("body");
+            }
+            let seen: Vec<u32> = ok.seen.lock().iter().map(|(key, _)| *key).collect();
+            assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "{seen:?}");
+            used.extend(seen);
+        }
+        assert!(used.len() > 8, "{used:?}");
+    }
 }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use selvedge_registry::{Locality, ServiceName, client::ServiceWatch};
 use selvedge_resilience::{
     TrafficPolicy,
-    balance::{self, EndpointStatus, Member, stable_hash},
+    balance::{self, EndpointStatus, HashOn, Member, stable_hash},
     config::PolicyError,
     layer::{self, Stack},
 };
@@ -132,7 +132,13 @@ impl Destination {
 
     /// How long a new connection may take.
     pub(crate) fn connect_timeout(&self) -> Duration {
-        self.stack.policy().timeouts.connect.0
+        self.stack.with_policy(|policy| policy.timeouts.connect.0)
+    }
+
+    /// Whether a client's address decides which endpoint it gets.
+    pub(crate) fn places_by_source(&self) -> bool {
+        self.stack
+            .with_policy(|policy| policy.balance.hash_on == Some(HashOn::Source))
     }
 
     pub(crate) fn metrics(&self) -> &ClientMetrics {
@@ -150,14 +156,35 @@ impl Destination {
                 "rejected": breaker.rejected,
             })
         });
-        let bulkhead = status
-            .bulkhead
-            .map(|(used, limit)| serde_json::json!({ "in_flight": used, "limit": limit }));
+        let bulkhead = status.bulkhead.map(|slots| {
+            serde_json::json!({
+                "in_flight": slots.in_flight,
+                "limit": slots.limit,
+                "waiting": slots.waiting,
+                "newest_first": slots.newest_first,
+                "refused": slots.full + slots.queue_full + slots.queue_timeout,
+            })
+        });
+        let concurrency = status.concurrency.map(|slots| {
+            serde_json::json!({
+                "in_flight": slots.in_flight,
+                "limit": slots.limit,
+                "waiting": slots.waiting,
+                "dropped": slots.dropped,
+                "refused": slots.full + slots.queue_full + slots.queue_timeout,
+            })
+        });
+        let rate_limit = status.rate_limit.map(|rate| {
+            serde_json::json!({ "remaining": rate.remaining, "reset_ms": millis(rate.reset) })
+        });
         serde_json::json!({
             "service": self.name,
             "synced": self.is_synced(),
             "breaker": breaker,
             "bulkhead": bulkhead,
+            "concurrency": concurrency,
+            "rate_limit": rate_limit,
+            "throttle": status.throttle,
             "retry": {
                 "balance": status.retry_balance,
                 "made": status.retries.0,

@@ -183,14 +183,12 @@ fn protocol(version: Version) -> &'static str {
 pub(crate) struct Tries<'a> {
     exchange: &'a mut Exchange,
     destination: &'a Destination,
-    began: Instant,
     span: Span,
 }
 
 impl<'a> Tries<'a> {
     pub(crate) fn new(exchange: &'a mut Exchange, destination: &'a Destination) -> Self {
         Self {
-            began: exchange.start,
             exchange,
             destination,
             span: Span::none(),
@@ -202,7 +200,6 @@ impl Hook<UpstreamKey> for Tries<'_> {
     fn started(&mut self, attempt: Attempt<'_, UpstreamKey>, head: &mut Parts) {
         self.exchange.attempts = attempt.number;
         self.exchange.upstream = Some(attempt.key.addr);
-        self.began = Instant::now();
         if self.exchange.span.is_none() {
             return;
         }
@@ -223,8 +220,9 @@ impl Hook<UpstreamKey> for Tries<'_> {
         }
     }
 
-    fn ended(&mut self, attempt: Attempt<'_, UpstreamKey>, outcome: Outcome) {
-        let seconds = self.began.elapsed().as_secs_f64();
+    fn ended(&mut self, attempt: Attempt<'_, UpstreamKey>, outcome: Outcome, now: Instant) {
+        let took = now.saturating_duration_since(attempt.began);
+        let seconds = took.as_secs_f64();
         let metrics = self.destination.metrics();
         metrics.tried(attempt.number, outcome, seconds);
         if !self.span.is_none() {

@@ -18,7 +18,8 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use parking_lot::Mutex;
 use selvedge_resilience::{
     Rng,
-    layer::{Error, GuardedBody, RequestTimeout},
+    balance::stable_hash,
+    layer::{Error, GuardedBody, HashKey, RequestTimeout},
 };
 
 use crate::{
@@ -211,6 +212,11 @@ async fn handle<D: Door>(
         websocket: client_side.is_some(),
     };
     let destination = &*routed.destination;
+    if destination.places_by_source() {
+        let source = connection.client.peer.ip().to_canonical().to_string();
+        let hash = HashKey(stable_hash(source.as_bytes()));
+        head.extensions.insert(hash);
+    }
     destination.heard_of().await;
     let result = destination
         .stack()

@@ -151,7 +151,7 @@ impl Hook<Key> for Tries<'_> {
         }
     }
 
-    fn ended(&mut self, _: Attempt<'_, Key>, outcome: Outcome) {
+    fn ended(&mut self, _: Attempt<'_, Key>, outcome: Outcome, _: tokio::time::Instant) {
         self.span.record("outcome", outcome.as_str());
         self.span = Span::none();
     }

@@ -1,0 +1,138 @@
+//! All policies towards one destination, in the order that works.
+//!
+//! ```text
+//! total deadline → retry on a budget → each try: throttle → breaker → bulkhead, adaptive limit
+//!                  → rate limit → balancer + outlier → per-try timeout → transport
+//! ```
+//!
+//! Retry stands outside the breaker, so that every try counts and an open circuit ends the retries
+//! at once. The per-try timeout stands inside it, so that a hang is recorded as a failure. The
+//! total deadline stands outside retry, so that waiting is bounded too. The balancer is asked anew
+//! for each try, and not for the endpoints that have just failed.
+
+mod attempt;
+mod call;
+mod held;
+mod hook;
+mod plan;
+mod service;
+mod status;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use self::plan::Plan;
+pub use self::{
+    held::{Answer, Held},
+    hook::{Attempt, HashKey, Hook, RequestTimeout},
+    service::{StackLayer, StackService},
+    status::StackStatus,
+};
+use crate::{
+    TrafficPolicy,
+    balance::{BalanceConfig, Balancer, Home, Key, Member, OutlierConfig},
+    breaker::CircuitBreaker,
+    config::PolicyError,
+    rng::Rng,
+};
+
+/// The policies of one destination with their state. Clones share it; threads may too.
+#[derive(Debug)]
+pub struct Stack<K>(Arc<Shared<K>>);
+
+impl<K> Clone for Stack<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[derive(Debug)]
+struct Shared<K> {
+    plan: ArcSwap<Plan>,
+    balancer: Balancer<K>,
+    rng: Rng,
+    /// One change of the plan at a time: each is made from the one before.
+    changing: parking_lot::Mutex<()>,
+}
+
+impl<K: Key> Stack<K> {
+    /// The policies of a destination that has no endpoints yet.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if the policy cannot work.
+    pub fn new(policy: TrafficPolicy) -> Result<Self, PolicyError> {
+        Self::with_rng(policy, Rng::from_entropy())
+    }
+
+    /// The same with a source of chance that a test can replay.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_rng(policy: TrafficPolicy, rng: Rng) -> Result<Self, PolicyError> {
+        let balancer = Balancer::new(
+            BalanceConfig::default(),
+            OutlierConfig::default(),
+            Rng::new(rng.next_u64()),
+        )?;
+        let plan = Plan::new(policy, None, &balancer, &rng, now())?;
+        Ok(Self(Arc::new(Shared {
+            plan: ArcSwap::new(plan),
+            balancer,
+            rng,
+            changing: parking_lot::Mutex::new(()),
+        })))
+    }
+
+    /// Takes a new policy at once. Circuit, budget, limits and verdicts keep their state; a section
+    /// that is no longer written loses it.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if it cannot work; nothing changes then.
+    pub fn reconfigure(&self, policy: TrafficPolicy) -> Result<(), PolicyError> {
+        let shared = &self.0;
+        let _one_at_a_time = shared.changing.lock();
+        let old = shared.plan.load_full();
+        if old.policy == policy {
+            return Ok(());
+        }
+        let plan = Plan::new(policy, Some(&old), &shared.balancer, &shared.rng, now())?;
+        shared.plan.store(plan);
+        Ok(())
+    }
+
+    /// Replaces the endpoints; what is known of those that stay is kept.
+    pub fn set_members(&self, members: impl IntoIterator<Item = Member<K>>) {
+        self.0.balancer.set_members(members, now());
+    }
+
+    /// Says where this process is: what `locality` and `subset` of the policy start from.
+    pub fn set_home(&self, home: Home) {
+        self.0.balancer.set_home(home, now());
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> TrafficPolicy {
+        self.0.plan.load().policy.clone()
+    }
+
+    /// Reads the policy in force without copying it.
+    pub fn with_policy<T>(&self, read: impl FnOnce(&TrafficPolicy) -> T) -> T {
+        read(&self.0.plan.load().policy)
+    }
+
+    /// The circuit, for an operator's hand; `None` if the policy has none.
+    pub fn breaker(&self) -> Option<CircuitBreaker> {
+        self.0.plan.load().breaker.clone()
+    }
+
+    /// Who takes the calls.
+    pub fn balancer(&self) -> &Balancer<K> {
+        &self.0.balancer
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}

@@ -1,0 +1,103 @@
+//! A policy with the cores that enforce it, swapped as a whole.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::{
+    TrafficPolicy,
+    adaptive::AdaptiveLimit,
+    balance::{Balancer, Key},
+    breaker::CircuitBreaker,
+    bulkhead::Bulkhead,
+    config::PolicyError,
+    rate_limit::RateLimit,
+    retry::{RetryConfig, budget::Budget},
+    rng::Rng,
+    throttle::Throttle,
+};
+
+/// What one load gives a call: the policy in force, and a core for each section that is written.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub policy: TrafficPolicy,
+    pub throttle: Option<Throttle>,
+    pub breaker: Option<CircuitBreaker>,
+    pub bulkhead: Option<Bulkhead>,
+    pub concurrency: Option<AdaptiveLimit>,
+    pub rate: Option<RateLimit>,
+    pub budget: Option<Budget>,
+}
+
+impl Plan {
+    /// The plan of `policy`, with the state of `old` wherever both have a section.
+    ///
+    /// Nothing of `old` is touched unless the whole policy is good.
+    pub(super) fn new<K: Key>(
+        policy: TrafficPolicy,
+        old: Option<&Self>,
+        balancer: &Balancer<K>,
+        rng: &Rng,
+        now: Instant,
+    ) -> Result<Arc<Self>, PolicyError> {
+        policy.validate()?;
+        let seed = || Rng::new(rng.next_u64());
+        let plan = Self {
+            throttle: keep(
+                policy.throttle.as_ref(),
+                old.and_then(|old| old.throttle.as_ref()),
+                |config| Throttle::new(config.clone(), seed()),
+                |core, config| core.reconfigure(config.clone()),
+            )?,
+            breaker: keep(
+                policy.breaker.as_ref(),
+                old.and_then(|old| old.breaker.as_ref()),
+                |config| CircuitBreaker::new(config.clone()),
+                |core, config| core.reconfigure(config.clone()),
+            )?,
+            bulkhead: keep(
+                policy.bulkhead.as_ref(),
+                old.and_then(|old| old.bulkhead.as_ref()),
+                Bulkhead::with_config,
+                Bulkhead::reconfigure_with,
+            )?,
+            concurrency: keep(
+                policy.concurrency.as_ref(),
+                old.and_then(|old| old.concurrency.as_ref()),
+                |config| AdaptiveLimit::new(config.clone(), seed()),
+                |core, config| core.reconfigure(config.clone()),
+            )?,
+            rate: keep(
+                policy.rate_limit.as_ref(),
+                old.and_then(|old| old.rate.as_ref()),
+                |rate| Ok(RateLimit::new(*rate)),
+                |core, rate| {
+                    core.reconfigure(*rate, now);
+                    Ok(())
+                },
+            )?,
+            budget: keep(
+                policy.retry.as_ref(),
+                old.and_then(|old| old.budget.as_ref()),
+                RetryConfig::new_budget,
+                |core, retry| core.reconfigure(retry.budget, retry.in_flight),
+            )?,
+            policy,
+        };
+        let (balance, outlier) = (plan.policy.balance.clone(), plan.policy.outlier.clone());
+        balancer.reconfigure(balance, outlier, now)?;
+        Ok(Arc::new(plan))
+    }
+}
+
+/// The old core with its new configuration, or a new one; none for a section that is not written.
+fn keep<T, C: Clone>(
+    section: Option<&T>,
+    old: Option<&C>,
+    new: impl FnOnce(&T) -> Result<C, PolicyError>,
+    change: impl FnOnce(&C, &T) -> Result<(), PolicyError>,
+) -> Result<Option<C>, PolicyError> {
+    match (section, old) {
+        (None, _) => Ok(None),
+        (Some(config), Some(core)) => change(core, config).map(|()| Some(core.clone())),
+        (Some(config), None) => new(config).map(Some),
+    }
+}

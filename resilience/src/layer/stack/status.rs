@@ -1,0 +1,60 @@
+//! A destination's state as an operator sees it.
+
+use tokio::time::Instant;
+
+use super::Stack;
+use crate::{
+    adaptive,
+    balance::{EndpointStatus, Key},
+    breaker, bulkhead, rate_limit,
+    retry::budget::Budget,
+};
+
+/// What a [`Stack`] is doing. Sections that the policy does not have are `None`.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct StackStatus<K> {
+    /// The circuit.
+    pub breaker: Option<breaker::Snapshot>,
+    /// Tries under way, waiting, refused.
+    pub bulkhead: Option<bulkhead::Status>,
+    /// The same for the limit that finds itself.
+    pub concurrency: Option<adaptive::Status>,
+    /// What is left of the rate.
+    pub rate_limit: Option<rate_limit::Status>,
+    /// Probability with which the next call is kept back because the callee refuses so many.
+    pub throttle: Option<f64>,
+    /// Retries that the budget would pay for.
+    pub retry_balance: Option<u64>,
+    /// Retries made, and those that the budget refused.
+    pub retries: (u64, u64),
+    /// Ejections made, and those that the maximum share did not allow.
+    pub ejections: (u64, u64),
+    /// Every endpoint.
+    pub endpoints: Vec<EndpointStatus<K>>,
+}
+
+impl<K: Key> Stack<K> {
+    /// State and counters now.
+    pub fn status(&self) -> StackStatus<K> {
+        let (shared, now) = (&self.0, Instant::now().into_std());
+        let plan = shared.plan.load();
+        let counts = plan.budget.as_ref().map(Budget::counts);
+        StackStatus {
+            breaker: plan.breaker.as_ref().map(|core| core.snapshot(now)),
+            bulkhead: plan.bulkhead.as_ref().map(bulkhead::Bulkhead::status),
+            concurrency: plan
+                .concurrency
+                .as_ref()
+                .map(adaptive::AdaptiveLimit::status),
+            rate_limit: plan.rate.as_ref().map(|core| core.status(now)),
+            throttle: plan.throttle.as_ref().map(|core| core.probability(now)),
+            retry_balance: plan.budget.as_ref().map(|budget| budget.balance(now)),
+            retries: counts.map_or((0, 0), |counts| {
+                (counts.withdrawn, counts.exhausted + counts.capped)
+            }),
+            ejections: shared.balancer.ejections(),
+            endpoints: shared.balancer.status(now),
+        }
+    }
+}
