@@ -87,6 +87,8 @@ pub mod classify;
 mod clock;
 pub mod config;
 pub mod context;
+pub mod fallback;
+pub mod fault;
 pub mod keyed;
 #[cfg(feature = "tower")]
 pub mod layer;

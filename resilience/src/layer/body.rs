@@ -34,6 +34,17 @@ pin_project! {
         // Only for a body that keeps us waiting: most arrive together with their head.
         timer: Option<Pin<Box<Sleep>>>,
     }
+
+    impl<B, G: Completes> PinnedDrop for GuardedBody<B, G> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            // Nobody reads the page that comes with a 503, least of all a fallback: what the head
+            // said stands. A success that nobody waited for is none.
+            if this.outcome.is_failure() || *this.outcome == Outcome::RateLimited {
+                end(this.guard, *this.outcome);
+            }
+        }
+    }
 }
 
 /// Why a guarded body broke off. The message must then be cut, never ended as if complete.

@@ -3,7 +3,11 @@
 //! | | for |
 //! |---|---|
 //! | [`BreakerLayer`], [`BulkheadLayer`], [`RateLimitLayer`] | one policy around any HTTP service |
-//! | [`KeyedLayer`] | one of them for each key of a request |
+//! | [`KeyedLayer`], [`KeyedRateLimitLayer`] | one of them for each key of a request |
+//! | [`QueueLayer`] | a limit before which a bounded number of calls may wait |
+//! | [`FallbackLayer`] | a worse answer where there would be none |
+//! | [`FaultLayer`] | delays and failures on purpose |
+//! | [`shed()`] | refusing what matters least, by the wait that it causes |
 //! | [`TimeoutLayer`] | a total deadline, read from and written to the wire |
 //! | [`Stack`] | all of them towards one destination, in the order that works |
 //!
@@ -15,11 +19,18 @@
 //!   trailers, on an error or when dropped, whichever is first.
 //! - Errors are flat: every layer's error is [`Error`], however many are stacked.
 
+mod bodies;
 mod body;
+mod fallback;
+mod fault;
 mod guard;
 mod keyed;
+mod oneshot;
 mod policy_layer;
+mod queue;
+mod rate_limit;
 mod replay;
+mod shed;
 mod stack;
 mod timeout;
 mod transport;
@@ -27,14 +38,26 @@ mod transport;
 use std::fmt;
 
 pub use self::{
+    bodies::{EitherBody, FixedBody},
     body::{BodyError, GuardedBody},
+    fallback::{
+        Backup, FallbackFuture, FallbackLayer, FallbackService, Fixed, FromFn, OneshotFuture,
+        Refusal, ToService,
+    },
+    fault::{FaultFuture, FaultLayer, FaultService, Injected},
     guard::{CallGuard, Completes},
     keyed::{KeyedLayer, KeyedService},
     policy_layer::{
-        Admission, BreakerLayer, BulkheadLayer, PolicyFuture, PolicyLayer, PolicyService,
-        RateLimitLayer,
+        AdaptiveLayer, Admission, AnyFailure, BreakerLayer, BulkheadLayer, ByClass,
+        CompletionPoint, Judge, PolicyFuture, PolicyLayer, PolicyService,
+    },
+    queue::{QueueFuture, QueueLayer, QueueService},
+    rate_limit::{
+        Cost, KeyedRateLimitLayer, KeyedRateLimitService, OneEach, RateLimitFuture, RateLimitLayer,
+        RateLimitService,
     },
     replay::ReplayBody,
+    shed::{ArrivedAt, BegunLayer, BegunService, ShedFuture, ShedLayer, ShedService, shed},
     stack::{
         Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackLayer, StackService,
         StackStatus,

@@ -188,6 +188,19 @@ impl Shedder {
     /// [`Rejected`] with [`Reason::Overloaded`], and one window as the time after which asking
     /// again makes sense.
     pub fn admit(&self, priority: Priority, now: Instant) -> Result<Ticket, Rejected> {
+        self.admit_since(priority, now, now)
+    }
+
+    /// The same for a request that arrived a while ago: it has been waiting since.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    pub fn admit_since(
+        &self,
+        priority: Priority,
+        arrived: Instant,
+        now: Instant,
+    ) -> Result<Ticket, Rejected> {
         let (core, tick) = (&self.0, Tick::at(now));
         if tick.0 >= core.window_ends.load(Ordering::Relaxed) {
             core.close_window(tick);
@@ -200,7 +213,7 @@ impl Shedder {
         core.waiting.fetch_add(1, Ordering::Relaxed);
         Ok(Ticket {
             core: Some(Arc::clone(core)),
-            arrived: tick,
+            arrived: Tick::at(arrived),
         })
     }
 

@@ -1,0 +1,114 @@
+//! The bodies of answers that layers make themselves.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::BoxError;
+
+/// A body that is known as a whole; may be empty.
+#[derive(Debug, Clone, Default)]
+pub struct FixedBody(Option<Bytes>);
+
+impl From<Bytes> for FixedBody {
+    fn from(bytes: Bytes) -> Self {
+        Self((!bytes.is_empty()).then_some(bytes))
+    }
+}
+
+impl Body for FixedBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
+}
+
+pin_project! {
+    /// The answer's own body, or one that a layer put in its place.
+    #[derive(Debug)]
+    pub struct EitherBody<A, B> {
+        #[pin]
+        inner: Either<A, B>,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = EitherProj]
+    enum Either<A, B> {
+        Own { #[pin] body: A },
+        Other { #[pin] body: B },
+    }
+}
+
+impl<A, B> EitherBody<A, B> {
+    pub(super) fn own(body: A) -> Self {
+        Self {
+            inner: Either::Own { body },
+        }
+    }
+
+    pub(super) fn other(body: B) -> Self {
+        Self {
+            inner: Either::Other { body },
+        }
+    }
+}
+
+impl<A, B> Body for EitherBody<A, B>
+where
+    A: Body<Data = Bytes>,
+    A::Error: Into<BoxError>,
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project().inner.project() {
+            EitherProj::Own { body } => body
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            EitherProj::Other { body } => body
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Either::Own { body } => body.is_end_stream(),
+            Either::Other { body } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Either::Own { body } => body.size_hint(),
+            Either::Other { body } => body.size_hint(),
+        }
+    }
+}
