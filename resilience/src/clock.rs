@@ -35,7 +35,11 @@ impl Tick {
 
 /// A duration in nanoseconds, capped at what 64 bits hold.
 pub(crate) fn nanos(d: Duration) -> u64 {
-    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+    // In 64 bits: every call converts a time or two.
+    match d.as_secs().checked_mul(1_000_000_000) {
+        Some(whole) => whole.saturating_add(u64::from(d.subsec_nanos())),
+        None => u64::MAX,
+    }
 }
 
 #[cfg(test)]
@@ -47,6 +51,9 @@ mod tests {
         let now = Instant::now();
         assert_eq!(Tick::at(now).plus(Duration::MAX).0, u64::MAX);
         assert_eq!(Tick(5).since(Tick(9)), Duration::ZERO);
+        assert_eq!(nanos(Duration::new(3, 7)), 3_000_000_007);
+        assert_eq!(nanos(Duration::from_nanos(u64::MAX)), u64::MAX);
+        assert_eq!(nanos(Duration::from_nanos(u64::MAX - 1)), u64::MAX - 1);
         let long_ago = now.checked_sub(Duration::from_secs(7200));
         if let Some(then) = long_ago {
             assert!(Tick::at(then) <= Tick::at(now));

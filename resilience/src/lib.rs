@@ -87,11 +87,13 @@ pub mod classify;
 mod clock;
 pub mod config;
 pub mod context;
+pub mod events;
 pub mod fallback;
 pub mod fault;
 pub mod keyed;
 #[cfg(feature = "tower")]
 pub mod layer;
+pub mod metrics;
 pub mod outcome;
 mod policy;
 pub mod rate_limit;

@@ -1,4 +1,7 @@
-//! The atomics of the cores: std's, or loom's under `--cfg loom`.
+//! The atomics of the cores, and the one lock of their cold paths: std's and parking_lot's, or
+//! loom's under `--cfg loom`.
+//!
+//! Models run with `RUSTFLAGS="--cfg loom" cargo test -p selvedge-resilience --lib models`.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -6,24 +9,27 @@ pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 #[cfg(not(loom))]
-pub(crate) use parking_lot::Mutex;
-
-/// Loom's mutex with `parking_lot`'s face. Loom knows no poison.
-#[cfg(loom)]
-#[derive(Debug)]
-pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+pub(crate) use parking_lot::{Mutex, MutexGuard};
 
 #[cfg(loom)]
-impl<T> Mutex<T> {
-    pub(crate) fn new(value: T) -> Self {
-        Self(loom::sync::Mutex::new(value))
-    }
+pub(crate) use modelled::{Mutex, MutexGuard};
 
-    pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
-        self.0.lock().expect("loom knows no poison")
-    }
+/// loom's mutex with the signatures of parking_lot's.
+#[cfg(loom)]
+mod modelled {
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+    pub(crate) type MutexGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
 
-    pub(crate) fn try_lock(&self) -> Option<loom::sync::MutexGuard<'_, T>> {
-        self.0.try_lock().ok()
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().expect("no model panics in a lock")
+        }
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok()
+        }
     }
 }

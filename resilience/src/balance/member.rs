@@ -147,7 +147,8 @@ pub(super) struct Due(AtomicU64);
 impl Due {
     /// Something has changed: whoever picks next looks.
     pub(super) fn request(&self) {
-        self.0.store(0, Ordering::Release);
+        // Swapped, not stored: a look that is just ending comes before it or sees it.
+        self.0.swap(0, Ordering::AcqRel);
     }
 
     pub(super) fn is_due(&self, now: Tick) -> bool {

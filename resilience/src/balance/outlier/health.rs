@@ -195,7 +195,8 @@ impl Health {
             return Verdict::Overflow;
         }
         let times = config.more(self.times.load(Ordering::Relaxed));
-        self.times.store(times, Ordering::Relaxed);
+        // Swapped, not stored, so that who forgives at this moment comes before or fails.
+        self.times.swap(times, Ordering::Relaxed);
         let lasts = config.lasts(times) + config.eject_jitter.0.mul_f64(jitter);
         let until = now.plus(lasts).0.clamp(JUDGED + 1, GONE - 1);
         if swap(JUDGED, until) {

@@ -1,0 +1,107 @@
+//! Counters and gauges of the policies, as samples that any exporter can take.
+//!
+//! A core counts in atomics and knows no metrics library. Whoever exports asks each core for its
+//! samples when it is scraped, and pays then: nothing on the path of a call.
+//!
+//! Names are OpenTelemetry's form, `selvedge.<noun>.<what>`; `registry::node::metrics` renders them
+//! for Prometheus (dots to underscores, `_total` on counters). Every sample has the labels `policy`
+//! and `name`, and those that its metric adds; their values come from bounded sets.
+//!
+//! | metric | kind | adds |
+//! |---|---|---|
+//! | `selvedge.breaker.state` | gauge, 1 for the state that is | `state` |
+//! | `selvedge.breaker.transitions` | counter | `from`, `to`, `cause` |
+//! | `selvedge.breaker.calls` | counter | `outcome` |
+//! | `selvedge.breaker.rejected` | counter | `reason` |
+//! | `selvedge.breaker.slow`, `.stale`, `.exceeded` | counter | |
+//! | `selvedge.breaker.inflight` | gauge | |
+//! | `selvedge.breaker.failure.ratio`, `.slow.ratio` | gauge; absent below the minimum of calls | |
+//! | `selvedge.breaker.open.remaining` | gauge, seconds | |
+//! | `selvedge.policy.config.generation` | gauge | |
+//! | `selvedge.keyed.tracked`, `.capacity` | gauge | |
+//! | `selvedge.keyed.inserted`, `.expired`, `.evicted`, `.removed`, `.untracked` | counter | |
+
+use std::{borrow::Cow, time::Instant};
+
+/// Whether a number only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It only grows, until the process ends.
+    Counter,
+    /// It is what it is now.
+    Gauge,
+}
+
+/// One number with its name and labels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample<'a> {
+    /// The metric, as `selvedge.breaker.transitions`.
+    pub metric: &'static str,
+    /// Counter or gauge.
+    pub kind: Kind,
+    /// Label names and values; the names are in a fixed order for each metric.
+    pub labels: Vec<(&'static str, Cow<'a, str>)>,
+    /// Counters are whole; beyond 2⁵³ they lose their last digits.
+    pub value: f64,
+}
+
+/// Something that has numbers to show.
+pub trait Samples {
+    /// Calls `take` with every sample at `now`. Reads atomics; locks nothing that a call needs.
+    fn samples<'a>(&'a self, now: Instant, take: &mut dyn FnMut(Sample<'a>));
+
+    /// The same as a list.
+    fn to_samples(&self, now: Instant) -> Vec<Sample<'_>> {
+        let mut all = Vec::new();
+        self.samples(now, &mut |sample| all.push(sample));
+        all
+    }
+}
+
+/// Builds samples that share their first labels.
+pub(crate) struct Emitter<'a, 'b> {
+    pub(crate) policy: &'static str,
+    pub(crate) name: &'a str,
+    pub(crate) take: &'b mut dyn FnMut(Sample<'a>),
+}
+
+impl<'a> Emitter<'a, '_> {
+    fn emit(
+        &mut self,
+        kind: Kind,
+        metric: &'static str,
+        value: f64,
+        more: &[(&'static str, &'a str)],
+    ) {
+        let own = [("policy", self.policy), ("name", self.name)];
+        let labels = own
+            .iter()
+            .chain(more)
+            .map(|&(label, value)| (label, Cow::Borrowed(value)))
+            .collect();
+        (self.take)(Sample {
+            metric,
+            kind,
+            labels,
+            value,
+        });
+    }
+
+    pub(crate) fn counter(
+        &mut self,
+        metric: &'static str,
+        value: u64,
+        more: &[(&'static str, &'a str)],
+    ) {
+        self.emit(Kind::Counter, metric, value as f64, more);
+    }
+
+    pub(crate) fn gauge(
+        &mut self,
+        metric: &'static str,
+        value: f64,
+        more: &[(&'static str, &'a str)],
+    ) {
+        self.emit(Kind::Gauge, metric, value, more);
+    }
+}
