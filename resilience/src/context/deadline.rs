@@ -1,59 +1,199 @@
 //! Deadlines on the wire: how much time a callee has left.
 //!
-//! Clocks differ, so what travels is the time that remains, not the time at which it ends. Read
-//! are gRPC's `grpc-timeout` and Envoy's `x-envoy-expected-rq-timeout-ms`, so that meshed services
-//! behind other proxies keep their deadlines; written are the same two, so that callees need to
-//! know nothing of us. The shorter one counts.
+//! Clocks differ, so what travels is the time that remains, not the time at which it ends.
 //!
-//! Source: gRPC over HTTP/2 (1 to 8 digits and a unit); Envoy router filter.
+//! | header | says | read | written |
+//! |---|---|---|---|
+//! | `grpc-timeout` | the whole call, 1 to 8 digits and a unit | yes | if it was there, or the call is gRPC |
+//! | `x-envoy-expected-rq-timeout-ms` | what the callee has | yes | always |
+//! | `x-envoy-upstream-rq-timeout-ms` | the whole call, as asked of a proxy | yes | if it was there |
+//! | `x-envoy-upstream-rq-per-try-timeout-ms` | one try, as asked of a proxy | yes | if it was there |
+//! | `Finagle-Ctx-com.twitter.finagle.Deadline` | two points of the wall clock | by [`extract_at`] | if it was there |
+//!
+//! The shortest counts, and a header that was there is replaced, never left to grant more time than
+//! there is. Inside a process a deadline is a [`Deadline`]: a point of the clock that stands still
+//! while the work goes on, carried in a request's extensions.
+//!
+//! # What it does not do
+//! It trusts: a stranger can only shorten its own time, because what a policy allows still bounds it.
+//! Finagle's header compares two machines' clocks; it is read where it is sent, and no better than
+//! their synchronisation.
+//!
+//! # Source
+//! gRPC over HTTP/2; Envoy `source/common/grpc/common.cc` and the router filter; Finagle
+//! `Deadline.scala` (merge: the latest timestamp with the earliest deadline).
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::{classify::is_grpc, clock::nanos};
 
 /// `grpc-timeout`.
 pub static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// `x-envoy-expected-rq-timeout-ms`.
 pub static EXPECTED_TIMEOUT_MS: HeaderName =
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+/// `x-envoy-upstream-rq-timeout-ms`.
+pub static UPSTREAM_TIMEOUT_MS: HeaderName =
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+/// `x-envoy-upstream-rq-per-try-timeout-ms`.
+pub static PER_TRY_TIMEOUT_MS: HeaderName =
+    HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
+/// `finagle-ctx-com.twitter.finagle.deadline`.
+pub static FINAGLE: HeaderName =
+    HeaderName::from_static("finagle-ctx-com.twitter.finagle.deadline");
+
+/// When a call must be over: a request extension, set by whoever reads the headers first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(pub Instant);
+
+impl Deadline {
+    /// `left` after `now`; `None` if that is further than the clock goes.
+    pub fn after(now: Instant, left: Duration) -> Option<Self> {
+        now.checked_add(left).map(Self)
+    }
+
+    /// The time that remains; zero if it has passed.
+    pub fn left(self, now: Instant) -> Duration {
+        self.0.saturating_duration_since(now)
+    }
+
+    /// Whether nobody waits any more.
+    pub fn has_passed(self, now: Instant) -> bool {
+        self.0 <= now
+    }
+
+    /// The earlier of two that may be there.
+    pub fn earlier(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (one, other) => one.or(other),
+        }
+    }
+}
+
+/// How long a caller gives to the whole call and to one try of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// All tries together.
+    pub total: Option<Duration>,
+    /// One try.
+    pub per_try: Option<Duration>,
+}
 
 /// The time that the caller of `headers` still has; `None` if it did not say.
+///
+/// Finagle's header is not read: see [`extract_at`].
 pub fn extract(headers: &HeaderMap) -> Option<Duration> {
+    limits(headers).total
+}
+
+/// The same, with Finagle's header, which needs the wall clock; a deadline in the past is zero.
+pub fn extract_at(headers: &HeaderMap, wall: SystemTime) -> Option<Duration> {
+    let finagle = FinagleDeadline::find(headers).map(|deadline| deadline.left(wall));
+    shortest(extract(headers), finagle)
+}
+
+/// What `headers` say of the whole call and of one try.
+pub fn limits(headers: &HeaderMap) -> Limits {
     if headers.is_empty() {
-        return None;
+        return Limits::default();
     }
-    let grpc = headers
-        .get(&GRPC_TIMEOUT)
-        .and_then(|v| parse_grpc(v.as_bytes()));
-    let envoy = headers
-        .get(&EXPECTED_TIMEOUT_MS)
-        .and_then(|v| v.to_str().ok()?.parse().ok())
-        // 0 is "no deadline" in Envoy's word.
-        .filter(|&ms: &u64| ms > 0)
-        .map(Duration::from_millis);
-    match (grpc, envoy) {
+    // One pass over what there is: four look-ups for what there mostly is not cost more.
+    let mut found = Limits::default();
+    for (name, value) in headers {
+        if *name == GRPC_TIMEOUT {
+            found.total = shortest(found.total, parse_grpc(value.as_bytes()));
+        } else if *name == EXPECTED_TIMEOUT_MS || *name == UPSTREAM_TIMEOUT_MS {
+            found.total = shortest(found.total, parse_ms(value));
+        } else if *name == PER_TRY_TIMEOUT_MS {
+            found.per_try = shortest(found.per_try, parse_ms(value));
+        }
+    }
+    found
+}
+
+/// What the callee of one try is told: the shorter of one try and what remains of the whole call,
+/// at least a millisecond; `None` if there is no limit.
+///
+/// A hedged try is not over when its own time is, so it is told of the whole call only.
+/// Source: Envoy `FilterUtility::setTimeoutHeaders`.
+pub fn expected(
+    total_left: Option<Duration>,
+    per_try: Option<Duration>,
+    hedged: bool,
+) -> Option<Duration> {
+    let per_try = per_try.filter(|_| !hedged);
+    shortest(total_left, per_try).map(|left| left.max(Duration::from_millis(1)))
+}
+
+/// Tells the callee that it has `left`; what the caller said is replaced, never added to.
+pub fn inject(headers: &mut HeaderMap, left: Duration) {
+    let ms = whole_ms(left);
+    let (mut grpc, mut upstream, mut per_try) = (is_grpc(headers), false, None);
+    for (name, value) in &*headers {
+        grpc |= *name == GRPC_TIMEOUT;
+        upstream |= *name == UPSTREAM_TIMEOUT_MS;
+        if *name == PER_TRY_TIMEOUT_MS {
+            per_try = shortest(per_try, parse_ms(value));
+        }
+    }
+    if grpc {
+        headers.insert(GRPC_TIMEOUT.clone(), format_grpc(ms));
+    }
+    if upstream {
+        headers.insert(UPSTREAM_TIMEOUT_MS.clone(), ms.into());
+    }
+    if let Some(per_try) = per_try {
+        let ms = whole_ms(per_try.min(left));
+        headers.insert(PER_TRY_TIMEOUT_MS.clone(), ms.into());
+    }
+    headers.insert(EXPECTED_TIMEOUT_MS.clone(), ms.into());
+}
+
+/// The same, and keeps Finagle's header in step if it is there.
+pub fn inject_at(headers: &mut HeaderMap, left: Duration, wall: SystemTime) {
+    inject(headers, left);
+    if headers.contains_key(&FINAGLE) {
+        let ours = FinagleDeadline::new(wall, left);
+        let merged = FinagleDeadline::find(headers).map_or(ours, |theirs| ours.merge(theirs));
+        headers.insert(FINAGLE.clone(), merged.header());
+    }
+}
+
+/// At least a millisecond: zero would mean "for ever".
+fn whole_ms(left: Duration) -> u64 {
+    u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+fn shortest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     }
 }
 
-/// Tells the callee that it has `left`; a caller's `grpc-timeout` is replaced, never added.
-pub fn inject(headers: &mut HeaderMap, left: Duration) {
-    // At least a millisecond: zero would mean "for ever".
-    let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-    headers.insert(EXPECTED_TIMEOUT_MS.clone(), HeaderValue::from(ms));
-    if headers.contains_key(&GRPC_TIMEOUT) {
-        headers.insert(GRPC_TIMEOUT.clone(), format_grpc(ms));
+/// Digits only; 0 is "no limit" in Envoy's word.
+fn parse_ms(value: &HeaderValue) -> Option<Duration> {
+    let ms = digits(value.as_bytes())?;
+    (ms > 0).then(|| Duration::from_millis(ms))
+}
+
+fn digits(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return None;
     }
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// Reads `grpc-timeout`: 1 to 8 digits and `H M S m u n`; parts of a millisecond round up.
 pub fn parse_grpc(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
+    let (unit, number) = value.split_last()?;
+    if number.len() > 8 {
         return None;
     }
-    let n: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    let n = digits(number)?;
     let ms = match unit {
         b'H' => n * 3_600_000,
         b'M' => n * 60_000,
@@ -74,50 +214,60 @@ fn format_grpc(ms: u64) -> HeaderValue {
     HeaderValue::try_from(text).expect("digits and a letter are a header value")
 }
 
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
+/// Finagle's own header: two points of the wall clock, in nanoseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FinagleDeadline {
+    /// When it was set.
+    pub timestamp_ns: u64,
+    /// When the call must be over.
+    pub deadline_ns: u64,
+}
 
-    #[test]
-    fn hdr_1_grpc_timeout() {
-        let cases: &[(&str, Option<u64>)] = &[
-            ("5S", Some(5_000)),
-            ("1500u", Some(2)),
-            ("1n", Some(1)),
-            ("1H", Some(3_600_000)),
-            ("100m", Some(100)),
-            ("123456789m", None),
-            ("1.5S", None),
-            ("10", None),
-            ("S", None),
-            ("-1S", None),
-            ("", None),
-        ];
-        for (text, want) in cases {
-            assert_eq!(
-                parse_grpc(text.as_bytes()),
-                want.map(Duration::from_millis),
-                "{text}"
-            );
+impl FinagleDeadline {
+    /// `left` from `wall` on.
+    pub fn new(wall: SystemTime, left: Duration) -> Self {
+        let timestamp_ns = since_epoch(wall);
+        Self {
+            timestamp_ns,
+            deadline_ns: timestamp_ns.saturating_add(nanos(left)),
         }
     }
 
-    #[test]
-    fn the_shorter_deadline_counts_and_is_passed_on() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(extract(&headers), None);
-        headers.insert(GRPC_TIMEOUT.clone(), HeaderValue::from_static("5S"));
-        headers.insert(EXPECTED_TIMEOUT_MS.clone(), HeaderValue::from_static("200"));
-        assert_eq!(extract(&headers), Some(Duration::from_millis(200)));
-        headers.insert(EXPECTED_TIMEOUT_MS.clone(), HeaderValue::from_static("0"));
-        assert_eq!(extract(&headers), Some(Duration::from_secs(5)));
-        inject(&mut headers, Duration::from_micros(150));
-        assert_eq!(
-            extract(&headers),
-            Some(Duration::from_millis(1)),
-            "never for ever"
-        );
-        inject(&mut headers, Duration::from_secs(1_000_000));
-        assert_eq!(headers[&GRPC_TIMEOUT], "1000000S");
+    /// What `headers` say; `None` if nothing that can be read.
+    pub fn find(headers: &HeaderMap) -> Option<Self> {
+        let text = headers.get(&FINAGLE)?.to_str().ok()?;
+        let (timestamp, deadline) = text.split_once(' ')?;
+        Some(Self {
+            timestamp_ns: digits(timestamp.as_bytes())?,
+            deadline_ns: digits(deadline.as_bytes())?,
+        })
+    }
+
+    /// Both at once: the later timestamp with the earlier deadline.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        Self {
+            timestamp_ns: self.timestamp_ns.max(other.timestamp_ns),
+            deadline_ns: self.deadline_ns.min(other.deadline_ns),
+        }
+    }
+
+    /// The time that remains; zero if it has passed.
+    pub fn left(self, wall: SystemTime) -> Duration {
+        Duration::from_nanos(self.deadline_ns.saturating_sub(since_epoch(wall)))
+    }
+
+    /// The header's value.
+    pub fn header(self) -> HeaderValue {
+        let text = format!("{} {}", self.timestamp_ns, self.deadline_ns);
+        HeaderValue::try_from(text).expect("digits and a space are a header value")
     }
 }
+
+fn since_epoch(wall: SystemTime) -> u64 {
+    nanos(wall.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+#[cfg(all(test, not(loom)))]
+#[path = "deadline_tests.rs"]
+mod tests;

@@ -146,7 +146,7 @@ pub fn ensure(headers: &mut HeaderMap, rng: &Rng) -> TraceContext {
     context
 }
 
-fn hex(digits: &[u8]) -> Option<u128> {
+pub(super) fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0u128, |value, digit| {
         let digit = match digit {
             b'0'..=b'9' => digit - b'0',

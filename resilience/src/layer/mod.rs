@@ -8,6 +8,7 @@
 //! | [`FallbackLayer`] | a worse answer where there would be none |
 //! | [`FaultLayer`] | delays and failures on purpose |
 //! | [`shed()`] | refusing what matters least, by the wait that it causes |
+//! | [`RetryLayer`] | tries on a budget around any HTTP service |
 //! | [`TimeoutLayer`] | a total deadline, read from and written to the wire |
 //! | [`Stack`] | all of them towards one destination, in the order that works |
 //!
@@ -26,10 +27,12 @@ mod fault;
 mod guard;
 mod keyed;
 mod oneshot;
+mod peek;
 mod policy_layer;
 mod queue;
 mod rate_limit;
 mod replay;
+mod retry;
 mod shed;
 mod stack;
 mod timeout;
@@ -47,6 +50,7 @@ pub use self::{
     fault::{FaultFuture, FaultLayer, FaultService, Injected},
     guard::{CallGuard, Completes},
     keyed::{KeyedLayer, KeyedService},
+    peek::PeekedBody,
     policy_layer::{
         AdaptiveLayer, Admission, AnyFailure, BreakerLayer, BulkheadLayer, ByClass,
         CompletionPoint, Judge, PolicyFuture, PolicyLayer, PolicyService,
@@ -57,6 +61,7 @@ pub use self::{
         RateLimitService,
     },
     replay::ReplayBody,
+    retry::{RetryBody, RetryFuture, RetryHeld, RetryLayer, RetryService, RetryStats},
     shed::{ArrivedAt, BegunLayer, BegunService, ShedFuture, ShedLayer, ShedService, shed},
     stack::{
         Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackLayer, StackService,

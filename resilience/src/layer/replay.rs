@@ -86,6 +86,18 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
         }
     }
 
+    /// Whether all of it has been read and kept: several tries may have it at once.
+    pub(super) fn is_complete(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Once(_) => false,
+            Self::Kept(source) => {
+                let source = source.lock();
+                !source.spent && (source.ended || source.body.is_end_stream())
+            }
+        }
+    }
+
     /// Whether another try could have it.
     pub(super) fn can_replay(&self) -> bool {
         match self {

@@ -1,14 +1,14 @@
 //! What is below the stack: something that takes a request to one endpoint.
 
-use std::{error::Error as StdError, fmt, future::Future, io};
+use std::{convert::Infallible, error::Error as StdError, fmt, future::Future, io};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use super::{BoxError, ReplayBody};
-use crate::outcome::FailureClass;
+use super::{BoxError, Error, ReplayBody};
+use crate::outcome::{FailureClass, Policy, Rejected};
 
 /// Takes a request to the endpoint that the balancer picked.
 pub trait Transport<K, B> {
@@ -38,9 +38,51 @@ pub trait TransportError {
         self.class() == FailureClass::Connect
     }
 
+    /// The refusal, if a policy of ours refused the try: the callee never saw it.
+    fn rejected(&self) -> Option<&Rejected> {
+        None
+    }
+
     /// Whether the *caller's* side broke (its body failed): no fault of the endpoint, no retry.
     fn is_callers_fault(&self) -> bool {
         false
+    }
+}
+
+/// Layers stacked on each other: what the innermost says, and their own refusals.
+impl<E: TransportError> TransportError for Error<E> {
+    fn class(&self) -> FailureClass {
+        match self {
+            Self::Rejected(rejected) if rejected.policy == Policy::Deadline => {
+                FailureClass::Timeout
+            }
+            Self::Rejected(_) => FailureClass::Other,
+            Self::Service(error) => error.class(),
+        }
+    }
+    fn is_unprocessed(&self) -> bool {
+        match self {
+            Self::Rejected(rejected) => rejected.policy != Policy::Deadline,
+            Self::Service(error) => error.is_unprocessed(),
+        }
+    }
+    fn rejected(&self) -> Option<&Rejected> {
+        match self {
+            Self::Rejected(rejected) => Some(rejected),
+            Self::Service(error) => error.rejected(),
+        }
+    }
+    fn is_callers_fault(&self) -> bool {
+        match self {
+            Self::Rejected(_) => false,
+            Self::Service(error) => error.is_callers_fault(),
+        }
+    }
+}
+
+impl TransportError for Infallible {
+    fn class(&self) -> FailureClass {
+        match *self {}
     }
 }
 

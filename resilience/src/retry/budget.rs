@@ -45,6 +45,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::Extensions;
+
 use super::window::{Slip, TokenWindow};
 use crate::{
     config::{BudgetSpec, Millis, PolicyError, Ratio, ShareSpec, ensure},
@@ -155,7 +157,19 @@ impl Budget {
     pub fn begin(&self, now: Instant) -> Logical {
         self.deposit(now);
         self.0.load.fetch_add(CALL, Ordering::Relaxed);
-        Logical(Arc::clone(&self.0))
+        Logical {
+            core: Arc::clone(&self.0),
+            counts: true,
+        }
+    }
+
+    /// A part of a logical call that somebody further out has begun on this budget: it deposits
+    /// nothing and is not counted again.
+    pub fn join(&self) -> Logical {
+        Logical {
+            core: Arc::clone(&self.0),
+            counts: false,
+        }
     }
 
     /// Only the deposit of [`begin`](Self::begin), for callers that do not track calls under way.
@@ -260,7 +274,10 @@ impl Core {
 
 /// A logical call under way: however many tries it takes, it deposited once.
 #[must_use = "dropped, the call is over"]
-pub struct Logical(Arc<Core>);
+pub struct Logical {
+    core: Arc<Core>,
+    counts: bool,
+}
 
 impl Logical {
     /// Asks for one more try: a retry, from the beginning of its backoff, or a hedge.
@@ -269,20 +286,37 @@ impl Logical {
     /// [`Rejected`] with [`Reason::Full`] if too many are under way, [`Reason::Exhausted`] if the
     /// balance does not cover it.
     pub fn try_extra(&self, now: Instant) -> Result<Extra, Rejected> {
-        self.0.enter()?;
+        self.core.enter()?;
         let mut extra = Extra {
-            core: Arc::clone(&self.0),
+            core: Arc::clone(&self.core),
             slip: None,
         };
         // Refused here, dropping `extra` gives its place back.
-        extra.slip = Some(self.0.withdraw(now)?);
+        extra.slip = Some(self.core.withdraw(now)?);
         Ok(extra)
     }
 }
 
 impl Drop for Logical {
     fn drop(&mut self) {
-        self.0.load.fetch_sub(CALL, Ordering::Relaxed);
+        if self.counts {
+            self.core.load.fetch_sub(CALL, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A request extension: this call has been counted on that budget, so that a retry inside a hedge
+/// does not deposit a second time.
+#[derive(Debug, Clone)]
+pub struct Counted(pub Budget);
+
+impl Counted {
+    /// Begins a logical call, or joins the one that `extensions` say has begun.
+    pub fn begin(budget: &Budget, extensions: &Extensions, now: Instant) -> Logical {
+        match extensions.get::<Self>() {
+            Some(Self(counted)) if counted.is_same(budget) => budget.join(),
+            _ => budget.begin(now),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     TrafficPolicy,
     balance::Key,
-    context::deadline,
+    context::{Deadline, deadline},
     layer::{Error, GuardedBody, Transport, replay::Replay},
     outcome::{Policy, Reason, Rejected},
     retry::{
@@ -231,7 +231,13 @@ fn total_deadline<B>(
         Some(own) => (!own.0.is_zero()).then_some(own.0),
         None => policy.timeouts.total(),
     };
-    let left = match (total, deadline::extract(request.headers())) {
+    let own = request.extensions().get::<Deadline>();
+    let caller = match own {
+        // Read on arrival; what the service itself took is off already.
+        Some(deadline) => Some(deadline.left(now.into_std())),
+        None => deadline::extract(request.headers()),
+    };
+    let left = match (total, caller) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
     };

@@ -1,0 +1,266 @@
+//! Retries over scripted callees, in paused time.
+
+use std::{collections::VecDeque, convert::Infallible, panic::AssertUnwindSafe};
+
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderValue, Method};
+use http_body_util::{BodyExt, Full, StreamBody};
+use parking_lot::Mutex;
+use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+use super::*;
+use crate::{breaker::CircuitBreaker, bulkhead::Bulkhead, layer::BulkheadLayer, retry::Idempotent};
+
+type Frames = Vec<Result<http_body::Frame<Bytes>, Infallible>>;
+type Reply =
+    StreamBody<futures_util::stream::Iter<std::vec::IntoIter<<Frames as IntoIterator>::Item>>>;
+
+fn reply(status: u16, frames: Frames) -> Response<Reply> {
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    Response::builder()
+        .status(status)
+        .body(body)
+        .expect("valid")
+}
+
+fn plain(status: u16) -> Response<Reply> {
+    reply(
+        status,
+        vec![Ok(http_body::Frame::data(Bytes::from_static(b"x")))],
+    )
+}
+
+fn trailers(code: &'static str) -> Response<Reply> {
+    let trailers = HeaderMap::from_iter([(
+        http::HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static(code),
+    )]);
+    let mut answer = reply(200, vec![Ok(http_body::Frame::trailers(trailers))]);
+    let grpc = HeaderValue::from_static("application/grpc");
+    answer
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, grpc);
+    answer
+}
+
+type Seen = Vec<(Option<AttemptNumber>, Bytes)>;
+type Service1 =
+    tower::util::BoxCloneService<Request<ReplayBody<Full<Bytes>>>, Response<Reply>, Infallible>;
+
+/// A callee that answers from a list and keeps what it was sent.
+#[derive(Clone, Default)]
+struct Callee {
+    replies: Arc<Mutex<VecDeque<Response<Reply>>>>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Callee {
+    fn new(replies: impl IntoIterator<Item = Response<Reply>>) -> Self {
+        Self {
+            replies: Arc::new(Mutex::new(replies.into_iter().collect())),
+            seen: Arc::default(),
+        }
+    }
+
+    fn tries(&self) -> usize {
+        self.seen.lock().len()
+    }
+
+    fn service(&self) -> Service1 {
+        let me = self.clone();
+        Service1::new(service_fn(
+            move |request: Request<ReplayBody<Full<Bytes>>>| {
+                let me = me.clone();
+                async move {
+                    let number = request.extensions().get::<AttemptNumber>().copied();
+                    let body = request.into_body().collect().await.expect("infallible");
+                    me.seen.lock().push((number, body.to_bytes()));
+                    let next = me.replies.lock().pop_front();
+                    Ok(next.unwrap_or_else(|| plain(200)))
+                }
+            },
+        ))
+    }
+}
+
+fn layer(text: &str) -> RetryLayer {
+    let config: RetryConfig = toml::from_str(text).expect(text);
+    let budget = config.new_budget().expect("valid");
+    RetryLayer::with_budget(config, budget, Rng::new(7)).expect("valid")
+}
+
+const THREE: &str = r#"
+    attempts = 3
+    codes = [503]
+    backoff = "10ms..40ms"
+    budget = "100% min 10/s"
+"#;
+
+fn get() -> Request<Full<Bytes>> {
+    Request::new(Full::default())
+}
+
+async fn status<S, RB>(service: S, request: Request<Full<Bytes>>) -> u16
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<RB>>,
+    S::Error: std::fmt::Debug,
+    RB: Body<Data = Bytes>,
+    RB::Error: std::fmt::Debug,
+{
+    let answer = service.oneshot(request).await.expect("an answer");
+    let status = answer.status().as_u16();
+    answer.into_body().collect().await.expect("a body");
+    status
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_tried_until_it_is_good_and_each_try_knows_its_number_and_body() {
+    let callee = Callee::new([plain(503), plain(503)]);
+    let retry = layer(THREE);
+    let request = Request::put("/")
+        .body(Full::from("all of it"))
+        .expect("valid");
+    assert_eq!(status(retry.layer(callee.service()), request).await, 200);
+    let seen = callee.seen.lock();
+    for (n, (number, body)) in (1..).zip(&*seen) {
+        assert_eq!((number.expect("said").0, &body[..]), (n, &b"all of it"[..]));
+    }
+    let stats = retry.stats();
+    assert_eq!((seen.len(), stats.retries, stats.recovered), (3, 2, 1));
+    assert_eq!(retry.budget().in_flight(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_not_be_tried_again_is_not() {
+    let post = || Request::post("/").body(Full::from("x")).expect("valid");
+    let mut marked = post();
+    marked.extensions_mut().insert(Idempotent(true));
+    let long = Request::put("/")
+        .body(Full::from(vec![0; 70_000]))
+        .expect("valid");
+    let cases = [
+        ("a status that is not listed", get(), 500, 1),
+        ("a method that is not idempotent", post(), 503, 1),
+        ("the same, marked as harmless", marked, 503, 4),
+        ("a body that is too long to keep", long, 503, 1),
+    ];
+    for (name, request, code, tries) in cases {
+        let callee = Callee::new((0..9).map(|_| plain(code)));
+        let answer = status(layer(THREE).layer(callee.service()), request).await;
+        assert_eq!((answer, callee.tries()), (code, tries), "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_budget_leaves_the_callees_own_answer() {
+    let retry = layer("attempts = 3\ncodes = [503]\nbudget = \"0%\"");
+    let callee = Callee::new([plain(503)]);
+    assert_eq!(status(retry.layer(callee.service()), get()).await, 503);
+    assert_eq!((callee.tries(), retry.stats().exhausted), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_wait_outlasts_the_deadline() {
+    let retry = layer(
+        &THREE
+            .replace("10ms..40ms", "2s..4s")
+            .replace("attempts = 3", "attempts = 3\njitter = \"none\""),
+    );
+    let callee = Callee::new((0..9).map(|_| plain(503)));
+    let mut request = get();
+    let start = Instant::now();
+    let deadline = Deadline::after(start.into_std(), Duration::from_secs(3)).expect("soon");
+    request.extensions_mut().insert(deadline);
+    assert_eq!(status(retry.layer(callee.service()), request).await, 503);
+    assert!(start.elapsed() < Duration::from_secs(3));
+    assert_eq!((callee.tries(), retry.stats().out_of_time), (2, 1));
+    let mut late = get();
+    late.extensions_mut().insert(Deadline(start.into_std()));
+    let refused = retry.layer(callee.service()).oneshot(late).await;
+    let refused = refused
+        .expect_err("expired")
+        .rejected()
+        .expect("refused")
+        .reason;
+    assert_eq!(refused, Reason::Expired);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verdict_in_the_trailers_counts() {
+    let retry = layer("attempts = 2\nbudget = \"100% min 10/s\"");
+    let callee = Callee::new([trailers("14"), trailers("0")]);
+    let service = retry.layer(callee.service());
+    let answer = service.oneshot(get()).await.expect("an answer");
+    let all = answer.into_body().collect().await.expect("a body");
+    assert_eq!(all.trailers().expect("trailers")["grpc-status"], "0");
+    assert_eq!((callee.tries(), retry.stats().recovered), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_policy_further_in_refuses_is_not_tried_again_and_costs_nothing() {
+    let retry = layer(THREE);
+    let full = Bulkhead::new(0);
+    let service = ServiceBuilder::new()
+        .layer(retry.clone())
+        .layer(BulkheadLayer::new(full.clone()))
+        .service(Callee::default().service());
+    let refused = service.oneshot(get()).await.expect_err("full");
+    assert!(
+        matches!(refused, Error::Service(Error::Rejected(_))),
+        "{refused:?}"
+    );
+    assert_eq!((full.rejected(), retry.stats().retries), (1, 0));
+    // A circuit that opens between two tries: the retry that met it is forgiven.
+    let breaker = CircuitBreaker::new(toml::from_str("consecutive = 1").expect("valid"));
+    let breaker = breaker.expect("valid");
+    let before = retry.budget().balance(Instant::now().into_std());
+    let service = ServiceBuilder::new()
+        .layer(retry.clone())
+        .layer(crate::layer::BreakerLayer::new(breaker))
+        .service(Callee::new([plain(503)]).service());
+    let refused = service.oneshot(get()).await;
+    assert!(refused.is_err());
+    let after = retry.budget().balance(Instant::now().into_std());
+    assert!(after >= before, "{after} < {before}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_dropped_at_any_point_gives_everything_back() {
+    let retry = layer(THREE);
+    let hangs = service_fn(|_: Request<ReplayBody<Full<Bytes>>>| async {
+        tokio::time::sleep(Duration::from_millis(7)).await;
+        Ok::<_, Infallible>(plain(503))
+    });
+    for ms in 0..60 {
+        let call = retry.layer(hangs).oneshot(get());
+        drop(tokio::time::timeout(Duration::from_millis(ms), call).await);
+        assert_eq!(retry.budget().in_flight(), (0, 0), "after {ms} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callee_that_panics_leaves_nothing_behind() {
+    fn fall(_: Request<ReplayBody<Full<Bytes>>>) -> Result<Response<Reply>, Infallible> {
+        panic!("on purpose")
+    }
+    let retry = layer(THREE);
+    let service = retry.layer(service_fn(|request| async { fall(request) }));
+    let call = AssertUnwindSafe(service.oneshot(get())).catch_unwind();
+    assert!(call.await.is_err());
+    assert_eq!(retry.budget().in_flight(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn methods_are_told_apart() {
+    for (method, tries) in [
+        (Method::DELETE, 4),
+        (Method::PATCH, 1),
+        (Method::CONNECT, 1),
+    ] {
+        let callee = Callee::new((0..9).map(|_| plain(503)));
+        let mut request = get();
+        *request.method_mut() = method.clone();
+        status(layer(THREE).layer(callee.service()), request).await;
+        assert_eq!(callee.tries(), tries, "{method}");
+    }
+}
