@@ -105,9 +105,13 @@ const SYNC_LOOK: Duration = Duration::from_millis(50);
 impl Running {
     fn start(parts: Parts) -> Result<Self, String> {
         let config = parts.config;
-        let registry = (!config.registry.is_empty()).then(|| {
-            RegistryClient::builder(config.registry.iter().map(|url| authority(url))).spawn()
-        });
+        let registry = match &config.registry {
+            Some(registry) => {
+                let client = registry.client(&config.locality);
+                Some(client.map_err(|error| error.to_string())?.spawn())
+            }
+            None => None,
+        };
         let (watch, drain_limit) = (config.process.watch, config.process.drain);
         let admin_config = config.admin.clone();
         let reloader = Reloader::start(
@@ -218,12 +222,6 @@ async fn next(interval: &mut Option<Interval>) {
         }
         None => std::future::pending().await,
     }
-}
-
-/// The client wants `host:port`.
-fn authority(url: &str) -> String {
-    let rest = url.strip_prefix("http://").unwrap_or(url);
-    rest.trim_end_matches('/').to_owned()
 }
 
 /// What the gateway's admin port has beside every node's.

@@ -52,6 +52,7 @@ fn service(service: &Service) -> Value {
         "name": service.name,
         "endpoints": endpoints.map(|list| list.iter().map(addr).collect::<Value>()),
         "policy": service.policy,
+        "published_policy_counts": service.published,
     })
 }
 

@@ -50,16 +50,20 @@ pub(crate) struct Reloader {
 type Fixed = [(&'static str, String); 5];
 
 fn fixed(config: &Config) -> Fixed {
-    let token = config
-        .admin
-        .token
-        .as_ref()
-        .map(selvedge_registry::node::config::Secret::expose);
+    use selvedge_registry::node::config::Secret;
+    let admin_token = config.admin.token.as_ref().map(Secret::expose);
+    let registry = config.registry.as_ref();
+    let token = registry
+        .and_then(|it| it.token.as_ref())
+        .map(Secret::expose);
     [
         ("listeners", format!("{:?}", config.listeners)),
         ("process", format!("{:?}", config.process)),
-        ("registry", format!("{:?}", config.registry)),
-        ("admin", format!("{} {token:?}", config.admin.bind)),
+        (
+            "registry, locality",
+            format!("{:?} {:?} {token:?}", config.registry, config.locality),
+        ),
+        ("admin", format!("{} {admin_token:?}", config.admin.bind)),
         (
             "access_log, telemetry",
             format!("{:?} {:?}", config.access_log, config.telemetry),

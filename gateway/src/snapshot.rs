@@ -54,13 +54,13 @@ impl Snapshot {
         for service in &config.services {
             let watch = watch(service, registry);
             let destination = if let Some(kept) = before.destinations.get(&service.name) {
-                kept.reconfigure(service.policy.clone())?;
                 kept.follow(watch);
                 Arc::clone(kept)
             } else {
                 let name = service.name.clone();
                 Destination::new(name, service.policy.clone(), watch, metrics)?
             };
+            policy(service, &destination, registry)?;
             destinations.insert(service.name.clone(), destination);
         }
         let ways = config.routes.iter().filter_map(|route| {
@@ -98,6 +98,21 @@ impl Snapshot {
     /// Every destination's state, as `/clusters` shows it.
     pub(crate) fn clusters(&self) -> serde_json::Value {
         self.destinations.values().map(|to| to.status()).collect()
+    }
+}
+
+/// What is written down here counts; else what is published; else the defaults.
+fn policy(
+    service: &Service,
+    destination: &Destination,
+    registry: Option<&RegistryClient>,
+) -> Result<(), PolicyError> {
+    match registry.filter(|_| service.published) {
+        Some(registry) => {
+            let published = registry.policy(&service.name);
+            destination.follow_policy(published, service.policy.clone())
+        }
+        None => destination.keep_policy(service.policy.clone()),
     }
 }
 

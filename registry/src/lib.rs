@@ -6,7 +6,7 @@
 //!            Endpoint Revision          last known good        readiness · drain · admin
 //! ```
 //!
-//! - [`name`], [`instance`], [`wire`]: the one place where things are named, and the documents of
+//! - [`name`], [`instance`], [`wire`], [`api`]: the one place where things are named, and the documents of
 //!   the registry's v1 API, used by its server and its clients alike.
 //! - [`client`] (feature `client`, default): services by name, kept up to date by one task however
 //!   many there are; registration that is renewed until it is dropped.
@@ -39,6 +39,7 @@
     )
 )]
 
+pub mod api;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod instance;

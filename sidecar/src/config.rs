@@ -14,6 +14,7 @@ use selvedge_registry::{
         admin::AdminConfig,
         cidr::Cidr,
         config::{self as file, ConfigError, Loaded, nearest},
+        registry::RegistryFile,
         telemetry::TelemetryConfig,
     },
 };
@@ -159,14 +160,6 @@ impl Default for OutboundFile {
     }
 }
 
-/// `[registry]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RegistryFile {
-    /// Any of these is asked, as `"http://10.0.0.5:7900"`; more than one for failover.
-    pub servers: Vec<String>,
-}
-
 /// `[access_log]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -215,8 +208,8 @@ pub struct Config {
     pub outbound: SocketAddr,
     /// How services are called.
     pub policies: Policies,
-    /// Registry servers as `host:port`; empty without a `[registry]`.
-    pub registry: Vec<String>,
+    /// Who knows where services are.
+    pub registry: Option<RegistryFile>,
     /// The operator's port.
     pub admin: AdminConfig,
     /// A line a request.
@@ -400,29 +393,13 @@ fn trusted(file: &Loaded<SidecarFile>) -> Result<Arc<[Cidr]>, ConfigError> {
         .collect()
 }
 
-fn registry(file: &Loaded<SidecarFile>) -> Result<Vec<String>, ConfigError> {
+fn registry(file: &Loaded<SidecarFile>) -> Result<Option<RegistryFile>, ConfigError> {
     let Some(registry) = &file.value.registry else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
-    if registry.servers.is_empty() {
-        let why = "no server is named: at least one is needed";
-        return Err(file.error("registry.servers", why));
-    }
-    let authority = |server: &String| {
-        let uri: http::Uri = server.parse().ok()?;
-        let authority = uri
-            .authority()
-            .filter(|_| uri.scheme_str() == Some("http"))?;
-        Some(authority.to_string())
-    };
-    let servers = registry.servers.iter();
-    servers
-        .map(|server| {
-            authority(server).ok_or_else(|| {
-                let why =
-                    format!("{server:?} is not a registry: expected \"http://10.0.0.5:7900\"");
-                file.error("registry.servers", why)
-            })
-        })
-        .collect()
+    registry.client(&Locality::default()).map_err(|error| {
+        let path = format!("registry.{}", error.key);
+        file.error(&path, error.to_string())
+    })?;
+    Ok(Some(registry.clone()))
 }

@@ -123,9 +123,17 @@ impl Outbound {
         }
         let _follows_there = self.runtime.enter();
         let policy = self.policies.of(&service);
+        let own = self.policies.named.contains_key(&service);
+        let published = (!own).then(|| self.discovery.policy(&service));
         let watch = self.discovery.watch(&service);
-        let destination = Destination::new(service, policy, watch, &self.metrics)
+        let destination = Destination::new(service, policy.clone(), watch, &self.metrics)
             .expect("policies were validated with the configuration");
+        // What is written down for the service counts; else what is published; else the default.
+        if let Some(published) = published {
+            destination
+                .follow_policy(published, policy)
+                .expect("policies were validated with the configuration");
+        }
         let known = Arc::new(Known {
             destination,
             route: Arc::new(Route {

@@ -128,8 +128,14 @@ impl Sidecar {
             ),
             None => None,
         };
-        let registry = (!config.registry.is_empty())
-            .then(|| RegistryClient::builder(config.registry.iter().cloned()).spawn());
+        let here = config
+            .service
+            .as_ref()
+            .map(|service| &service.file.locality);
+        let registry = match &config.registry {
+            Some(registry) => Some(registry.client(&here.cloned().unwrap_or_default())?.spawn()),
+            None => None,
+        };
         let discovery: Arc<dyn Discovery> = match &registry {
             Some(registry) => Arc::new(registry.clone()),
             None => Arc::new(StaticDiscovery::default()),

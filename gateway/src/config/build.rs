@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use http::{HeaderName, HeaderValue, Method};
 use selvedge_registry::{
     Endpoint, ServiceName,
-    node::config::{ConfigError, Loaded, nearest},
+    node::{
+        config::{ConfigError, Loaded, nearest},
+        registry::RegistryFile,
+    },
 };
 use selvedge_resilience::TrafficPolicy;
 
@@ -44,6 +47,7 @@ pub(super) fn build(file: &File) -> Result<Config, ConfigError> {
     Ok(Config {
         listeners,
         registry,
+        locality: file.value.locality.clone(),
         services,
         routes,
         table,
@@ -137,28 +141,14 @@ fn process(file: &File, listeners: usize) -> Result<Process, ConfigError> {
     })
 }
 
-fn registry(file: &File) -> Result<Vec<String>, ConfigError> {
+fn registry(file: &File) -> Result<Option<RegistryFile>, ConfigError> {
     let Some(registry) = &file.value.registry else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
-    let is_base = |server: &str| {
-        server
-            .parse::<http::Uri>()
-            .is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.authority().is_some())
-    };
-    if let Some(server) = registry.servers.iter().find(|server| !is_base(server)) {
-        return Err(file.error(
-            "registry.servers",
-            format!("{server:?} is not a registry: expected \"http://10.0.0.5:7900\""),
-        ));
-    }
-    if registry.servers.is_empty() {
-        return Err(file.error(
-            "registry.servers",
-            "no server is named: at least one is needed",
-        ));
-    }
-    Ok(registry.servers.clone())
+    registry
+        .client(&file.value.locality)
+        .map_err(|error| file.error(&format!("registry.{}", error.key), error.to_string()))?;
+    Ok(Some(registry.clone()))
 }
 
 fn services(file: &File) -> Result<Vec<Service>, ConfigError> {
@@ -210,6 +200,7 @@ fn build_service(
         name: name.clone(),
         endpoints,
         policy,
+        published: written.policy.is_none(),
     })
 }
 

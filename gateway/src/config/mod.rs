@@ -15,11 +15,12 @@ mod tests;
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use selvedge_registry::{
-    Endpoint, ServiceName,
+    Endpoint, Locality, ServiceName,
     node::{
         admin::AdminConfig,
         cidr::Cidr,
         config::{self as file, ConfigError},
+        registry::RegistryFile,
         telemetry::TelemetryConfig,
     },
 };
@@ -34,8 +35,10 @@ use crate::routing::RouteTable;
 pub struct Config {
     /// Where clients come in.
     pub listeners: Vec<Listener>,
-    /// Registry servers; empty without a `[registry]`.
-    pub registry: Vec<String>,
+    /// Who knows where services are.
+    pub registry: Option<RegistryFile>,
+    /// Where the gateway runs.
+    pub locality: Locality,
     /// What can be called.
     pub services: Vec<Service>,
     /// What requests are sent where, in the order of the file.
@@ -74,6 +77,8 @@ pub struct Service {
     pub endpoints: Option<Vec<Endpoint>>,
     /// How it is called.
     pub policy: TrafficPolicy,
+    /// Whether a policy that is published for it counts instead: none is written down here.
+    pub published: bool,
 }
 
 /// What becomes of a request that a rule matched.

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use selvedge_registry::{
-    ServiceName,
-    node::{admin::AdminConfig, telemetry::TelemetryConfig},
+    Locality, ServiceName,
+    node::{admin::AdminConfig, registry::RegistryFile, telemetry::TelemetryConfig},
 };
 use selvedge_resilience::{
     TrafficPolicy,
@@ -18,6 +18,9 @@ use serde::Deserialize;
 pub struct GatewayFile {
     /// Where clients come in, by name.
     pub listeners: BTreeMap<String, ListenerFile>,
+    /// Where it runs: registry servers nearby are preferred.
+    #[serde(default)]
+    pub locality: Locality,
     /// Where services without fixed endpoints are found.
     pub registry: Option<RegistryFile>,
     /// What requests can be sent to, by name.
@@ -91,21 +94,13 @@ impl Default for LimitsFile {
     }
 }
 
-/// `[registry]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RegistryFile {
-    /// Any of these is asked, as `"http://10.0.0.5:7900"`; more than one for failover.
-    pub servers: Vec<String>,
-}
-
 /// `[services.NAME]`: found in the registry unless `endpoints` says where it is.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceFile {
     /// Fixed addresses.
     pub endpoints: Option<Vec<EndpointFile>>,
-    /// One of `[policies]`; not set: the defaults of a policy.
+    /// One of `[policies]`; not set: what is published in the registry, or else the defaults.
     pub policy: Option<String>,
 }
 

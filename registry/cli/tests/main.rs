@@ -2,12 +2,13 @@
 
 use std::process::{Command, Output, Stdio};
 
+use selvedge_registry::wire::MemberState;
 use selvedge_registry::{
     Instance, InstanceId, ServiceName,
     client::{Registration, RegistryClient},
     node::admin::Admin,
 };
-use selvedge_registry_server::{RegistryConfig, RegistryServer};
+use selvedge_registry_server::{RegistryConfig, RegistryServer, gossip::Members};
 use serde_json::Value;
 
 struct Mesh {
@@ -27,6 +28,10 @@ async fn mesh() -> Mesh {
     let server = server.expect("starts");
     let mut serving = server.shared().serving();
     serving.wait_for(|serving| *serving).await.expect("serves");
+    // What it says of itself goes through its own gossip, too.
+    let mut members = server.shared().members();
+    let told = |members: &Members| members.values().all(|m| m.state == MemberState::Serving);
+    members.wait_for(told).await.expect("gossips");
     let addr = server.shared().http.to_string();
     let orders = Instance::new(
         ServiceName::new("orders").expect("name"),

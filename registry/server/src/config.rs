@@ -4,16 +4,21 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use selvedge_registry::{
     Locality, ServiceName,
+    client::connect::{Connector, TlsError},
     node::{admin::AdminConfig, cidr::Cidr, config::Secret, telemetry::TelemetryConfig},
 };
 use selvedge_resilience::config::{Millis, PolicyError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    auth::AuthConfig,
     gossip::keyring::{Key, Keyring},
     lease::LeasesConfig,
+    limits::LimitsConfig,
     log::ReplicationConfig,
     persist::StorageConfig,
+    regions::RegionsConfig,
+    tls::TlsConfig,
 };
 
 /// The configuration of one server.
@@ -41,6 +46,14 @@ pub struct RegistryConfig {
     pub replication: ReplicationConfig,
     /// What is saved, where there is a `state_dir`.
     pub storage: StorageConfig,
+    /// Who may do what.
+    pub auth: AuthConfig,
+    /// Certificates of the API.
+    pub tls: TlsConfig,
+    /// How much clients may take.
+    pub limits: LimitsConfig,
+    /// Other regions.
+    pub regions: RegionsConfig,
     /// The admin port.
     pub admin: AdminConfig,
     /// Logs and traces.
@@ -171,6 +184,10 @@ impl Default for RegistryConfig {
             leases: LeasesConfig::default(),
             replication: ReplicationConfig::default(),
             storage: StorageConfig::default(),
+            auth: AuthConfig::default(),
+            tls: TlsConfig::default(),
+            limits: LimitsConfig::default(),
+            regions: RegionsConfig::default(),
             admin: AdminConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
@@ -178,6 +195,18 @@ impl Default for RegistryConfig {
 }
 
 impl RegistryConfig {
+    /// How this server reaches its peers.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file and what is wrong with it.
+    pub fn peer_connector(&self) -> Result<Connector, TlsError> {
+        let connector = self.tls.connector()?;
+        match &self.auth.peer {
+            Some(peer) => connector.with_token(peer.expose()),
+            None => Ok(connector),
+        }
+    }
+
     /// Refuses what cannot work.
     ///
     /// # Errors
@@ -190,6 +219,10 @@ impl RegistryConfig {
         self.leases.validate()?;
         self.replication.validate()?;
         self.storage.validate()?;
+        self.tls.validate()?;
+        self.auth.validate(self.http, self.tls.is_mutual())?;
+        self.limits.validate()?;
+        self.regions.validate(&self.locality.region)?;
         self.admin
             .validate()
             .map_err(|why| PolicyError::new("admin.bind", self.admin.bind, why))

@@ -23,16 +23,21 @@
 )]
 
 pub mod api;
+pub mod audit;
+pub mod auth;
 pub mod catalogue;
 pub mod config;
 pub mod gossip;
 pub mod hub;
 pub mod lease;
+pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod persist;
+pub mod regions;
 pub mod replicate;
 pub mod server;
+pub mod tls;
 
 pub use config::RegistryConfig;
 pub use server::{RegistryServer, StartError};

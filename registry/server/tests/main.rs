@@ -1,8 +1,13 @@
 //! The registry as its users see it: real servers, real sockets, the real client.
 
 mod api;
+mod client;
 mod cluster;
 mod gossip_sim;
 mod gossip_udp;
+mod policies;
+mod regions;
+mod security;
 mod shipped;
 mod support;
+mod v1;

@@ -2,9 +2,14 @@
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
 use selvedge_registry::{
     Instance, InstanceId, ServiceName,
-    client::RegistryClient,
+    client::{
+        RegistryClient,
+        connect::{Connector, Protocol},
+    },
     node::{admin::Admin, metrics::Metrics},
 };
 use selvedge_registry_server::{RegistryConfig, RegistryServer};
@@ -76,6 +81,146 @@ pub(crate) fn client(servers: &[&RegistryServer]) -> RegistryClient {
             .map(|server| server.shared().http.to_string()),
     )
     .spawn()
+}
+
+/// What a server answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default()
+    }
+}
+
+/// One request on a connection of its own, by `connector`.
+pub(crate) async fn ask_by(
+    connector: &Connector,
+    addr: SocketAddr,
+    (method, path): (&str, &str),
+    headers: &[(&str, &str)],
+    body: &str,
+) -> std::io::Result<Answer> {
+    let stream = connector
+        .connect(&addr.to_string(), Protocol::Http1)
+        .await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(std::io::Error::other)?;
+    tokio::spawn(connection);
+    let mut request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "registry");
+    if let Some(token) = connector.authorization() {
+        request = request.header("authorization", token);
+    }
+    if !body.is_empty() && !headers.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/json");
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request
+        .body(Full::<bytes::Bytes>::from(body.to_owned()))
+        .expect("valid");
+    let response = sender.send_request(request).await;
+    let (head, body) = response.map_err(std::io::Error::other)?.into_parts();
+    let body = body.collect().await.map_err(std::io::Error::other)?;
+    Ok(Answer {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body: body.to_bytes().to_vec(),
+    })
+}
+
+/// One request, in clear and without a token.
+pub(crate) async fn ask(server: &RegistryServer, what: (&str, &str), body: &str) -> Answer {
+    let addr = server.shared().http;
+    let answer = ask_by(&Connector::plain(), addr, what, &[], body).await;
+    answer.expect("an answer")
+}
+
+/// One server that serves.
+pub(crate) async fn serving(config: &RegistryConfig) -> RegistryServer {
+    let server = RegistryServer::start(config, &Admin::default()).await;
+    let server = server.expect("starts");
+    eventually("serves", || async { server.shared().is_serving() }).await;
+    server
+}
+
+/// A watch, event by event.
+pub(crate) struct Events {
+    body: hyper::body::Incoming,
+    text: String,
+}
+
+impl Events {
+    pub(crate) async fn open(server: &RegistryServer, query: &str, resume: Option<&str>) -> Self {
+        let stream = tokio::net::TcpStream::connect(server.shared().http).await;
+        let io = TokioIo::new(stream.expect("connect"));
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+            .await
+            .expect("handshake");
+        tokio::spawn(connection);
+        let mut request = http::Request::get(format!("/v1/watch?{query}")).header("host", "r");
+        if let Some(token) = resume {
+            request = request.header("last-event-id", token);
+        }
+        let request = request
+            .body(Full::<bytes::Bytes>::default())
+            .expect("valid");
+        let response = sender.send_request(request).await.expect("answer");
+        assert_eq!(response.status(), 200);
+        Self {
+            body: response.into_body(),
+            text: String::new(),
+        }
+    }
+
+    /// Kind, id and document of the next event; `None` at the end of the stream.
+    pub(crate) async fn next(&mut self) -> Option<(String, String, serde_json::Value)> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.text = rest;
+                let field = |name: &str| {
+                    let line = event.lines().find_map(|line| line.strip_prefix(name));
+                    line.unwrap_or_default().to_owned()
+                };
+                if event.starts_with(':') {
+                    continue;
+                }
+                let data = serde_json::from_str(&field("data: ")).expect("JSON");
+                return Some((field("event: "), field("id: "), data));
+            }
+            let frame = tokio::time::timeout(Duration::from_secs(10), self.body.frame());
+            let frame = frame.await.expect("not silent")?.ok()?;
+            if let Some(data) = frame.data_ref() {
+                self.text
+                    .push_str(std::str::from_utf8(data).expect("UTF-8"));
+            }
+        }
+    }
+
+    /// The next of this kind.
+    pub(crate) async fn next_of(&mut self, kind: &str) -> (String, serde_json::Value) {
+        loop {
+            let (is, id, data) = self.next().await.expect("goes on");
+            if is == kind {
+                return (id, data);
+            }
+        }
+    }
 }
 
 /// Asks until it is so; fails after ten seconds.

@@ -1,8 +1,17 @@
 //! The seam between who knows endpoints and who needs them.
 
-use std::{any::Any, collections::HashMap, fmt, sync::Arc};
+use std::{
+    any::Any,
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use selvedge_resilience::TrafficPolicy;
 use tokio::sync::watch;
 
 use crate::{
@@ -39,6 +48,77 @@ impl EndpointSnapshot {
 pub trait Discovery: Send + Sync + fmt::Debug {
     /// Follows `service` from now on.
     fn watch(&self, service: &ServiceName) -> ServiceWatch;
+
+    /// Follows the policy that is published for `service`, from now on. Who knows of none says so.
+    fn policy(&self, _service: &ServiceName) -> PolicyWatch {
+        PolicyWatch::none()
+    }
+}
+
+/// A policy that was published for a service, or for all that have none of their own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PublishedPolicy {
+    /// The document's name: the service's, or the default's.
+    pub document: ServiceName,
+    /// Grows with each change of the document.
+    pub version: u64,
+    /// What it says; valid.
+    pub policy: TrafficPolicy,
+}
+
+/// Where a watcher puts policies, and where watches read them.
+#[derive(Debug, Default)]
+pub(super) struct PolicySlot {
+    current: ArcSwapOption<PublishedPolicy>,
+    changes: watch::Sender<u64>,
+}
+
+impl PolicySlot {
+    pub(super) fn publish(&self, policy: Option<Arc<PublishedPolicy>>) {
+        if self.current.load().as_deref() == policy.as_deref() {
+            return;
+        }
+        self.current.store(policy);
+        self.changes.send_modify(|n| *n += 1);
+    }
+}
+
+/// The published policy of one service, kept up to date for as long as anybody holds this.
+#[derive(Debug, Clone)]
+pub struct PolicyWatch {
+    slot: Arc<PolicySlot>,
+    changes: watch::Receiver<u64>,
+    /// The service stays watched, and its source alive, as long as anybody looks.
+    service: Option<ServiceWatch>,
+}
+
+impl PolicyWatch {
+    /// Of a service that nobody publishes policies for.
+    pub fn none() -> Self {
+        Self::of(&Arc::default(), None)
+    }
+
+    pub(super) fn of(slot: &Arc<PolicySlot>, service: Option<ServiceWatch>) -> Self {
+        Self {
+            slot: Arc::clone(slot),
+            changes: slot.changes.subscribe(),
+            service,
+        }
+    }
+
+    /// What is published now, the service's own or the default; `None`: nothing, or nobody has
+    /// said yet. Cheap: a reference count.
+    pub fn current(&self) -> Option<Arc<PublishedPolicy>> {
+        self.slot.current.load_full()
+    }
+
+    /// Resolves when something has changed since the last time it resolved; never, where nobody
+    /// publishes. Cancel-safe.
+    pub async fn changed(&mut self) {
+        if self.service.is_none() || self.changes.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
 }
 
 /// The endpoints of one service, kept up to date for as long as anybody holds a watch on it.
@@ -46,6 +126,8 @@ pub trait Discovery: Send + Sync + fmt::Debug {
 pub struct ServiceWatch {
     slot: Arc<Slot>,
     changes: watch::Receiver<u64>,
+    /// Whether the source hears anybody.
+    stale: Option<Arc<AtomicBool>>,
     /// Whoever publishes into the slot lives as long as anybody looks.
     _source: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -55,6 +137,7 @@ pub struct ServiceWatch {
 pub(super) struct Slot {
     snapshot: ArcSwap<EndpointSnapshot>,
     changes: watch::Sender<u64>,
+    pub(super) policy: Arc<PolicySlot>,
 }
 
 impl Slot {
@@ -62,6 +145,7 @@ impl Slot {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             changes: watch::channel(0).0,
+            policy: Arc::default(),
         })
     }
 
@@ -74,14 +158,21 @@ impl Slot {
         self.snapshot.load_full()
     }
 
+    /// Whether nobody looks any more.
+    pub(super) fn is_unused(&self) -> bool {
+        self.changes.receiver_count() == 0
+    }
+
     pub(super) fn watch(
         self: &Arc<Self>,
+        stale: Option<Arc<AtomicBool>>,
         source: Option<Arc<dyn Any + Send + Sync>>,
     ) -> ServiceWatch {
         let changes = self.changes.subscribe();
         ServiceWatch {
             slot: Arc::clone(self),
             changes,
+            stale,
             _source: source,
         }
     }
@@ -91,6 +182,13 @@ impl ServiceWatch {
     /// What is known now. Cheap: a reference count.
     pub fn current(&self) -> Arc<EndpointSnapshot> {
         self.slot.current()
+    }
+
+    /// Whether what is known may be old: no server has been heard for a while, or the one that is
+    /// heard is cut off from its peers. The endpoints stay as they were.
+    pub fn is_stale(&self) -> bool {
+        let stale = self.stale.as_ref();
+        stale.is_some_and(|stale| stale.load(Ordering::Relaxed))
     }
 
     /// Resolves when something has changed since the last time it resolved, or never again when the
@@ -137,6 +235,6 @@ impl Discovery for StaticDiscovery {
             synced: true,
             ..known
         })
-        .watch(None)
+        .watch(None, None)
     }
 }

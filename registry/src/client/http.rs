@@ -3,12 +3,12 @@
 use std::{future::Future, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
+use super::connect::{Connector, Protocol};
 use crate::problem::Problem;
 
 /// Largest answer that is read whole: a list of every service of a large mesh.
@@ -72,6 +72,8 @@ pub(super) fn with_causes(error: &ClientError) -> String {
 pub struct Reply {
     /// The status.
     pub status: StatusCode,
+    /// What the server says about it.
+    pub headers: HeaderMap,
     /// The document.
     pub body: Bytes,
 }
@@ -93,13 +95,21 @@ impl Reply {
 }
 
 /// One kept-alive connection, reopened when it broke or when the server changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Http {
+    connector: Connector,
     open: Option<(String, http1::SendRequest<Full<Bytes>>)>,
 }
 
 impl Http {
-    /// Sends a request and reads the whole answer, all within `limit`.
+    pub(super) fn new(connector: Connector) -> Self {
+        Self {
+            connector,
+            open: None,
+        }
+    }
+
+    /// As [`call_with`](Self::call_with), a JSON body if any.
     pub(super) async fn call(
         &mut self,
         server: &str,
@@ -108,15 +118,32 @@ impl Http {
         body: Vec<u8>,
         limit: Duration,
     ) -> Result<Reply, ClientError> {
+        let kind = (header::CONTENT_TYPE, "application/json".to_owned());
+        let headers = if body.is_empty() { &[][..] } else { &[kind] };
+        self.call_with(server, method, path, body, headers, limit)
+            .await
+    }
+
+    /// Sends a request and reads the whole answer, all within `limit`.
+    pub(super) async fn call_with(
+        &mut self,
+        server: &str,
+        method: &'static str,
+        path: &str,
+        body: Vec<u8>,
+        headers: &[(header::HeaderName, String)],
+        limit: Duration,
+    ) -> Result<Reply, ClientError> {
         let exchange = async {
-            let response = self.send(server, method, path, body, &[]).await?;
-            let status = response.status();
+            let response = self.send(server, method, path, body, headers).await?;
+            let (status, headers) = (response.status(), response.headers().clone());
             let body = Limited::new(response.into_body(), MAX_REPLY)
                 .collect()
                 .await
                 .map_err(|source| broken(server, method, path, source))?;
             Ok(Reply {
                 status,
+                headers,
                 body: body.to_bytes(),
             })
         };
@@ -143,8 +170,8 @@ impl Http {
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+        if let Some(authorization) = self.connector.authorization() {
+            request = request.header(header::AUTHORIZATION, authorization);
         }
         let request = request
             .body(Full::from(body))
@@ -165,19 +192,22 @@ impl Http {
             None => false,
         };
         if !reusable {
-            self.open = Some((server.to_owned(), connect(server).await?));
+            self.open = Some((server.to_owned(), connect(&self.connector, server).await?));
         }
         Ok(&mut self.open.as_mut().expect("was just opened").1)
     }
 }
 
-async fn connect(server: &str) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
+async fn connect(
+    connector: &Connector,
+    server: &str,
+) -> Result<http1::SendRequest<Full<Bytes>>, ClientError> {
     let failed = |source| ClientError::Connect {
         server: server.to_owned(),
         source,
     };
-    let stream = TcpStream::connect(server).await.map_err(failed)?;
-    stream.set_nodelay(true).map_err(failed)?;
+    let stream = connector.connect(server, Protocol::Http1).await;
+    let stream = stream.map_err(failed)?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|source| failed(std::io::Error::other(source)))?;

@@ -13,28 +13,39 @@
 //! # What it does not do
 //! Choose an endpoint (the balancer's business) or judge its health (the callers' own).
 
+mod cache;
 pub mod connect;
 mod discovery;
 mod http;
 mod registrar;
+mod servers;
 mod sse;
+mod view;
 mod watcher;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use ::http::HeaderName;
+
+use self::{
+    connect::Connector,
+    http::Http,
+    registrar::Registrar,
+    servers::Servers,
+    watcher::{Options, Watcher},
+};
 pub use self::{
-    discovery::{Discovery, EndpointSnapshot, ServiceWatch, StaticDiscovery},
+    discovery::{
+        Discovery, EndpointSnapshot, PolicyWatch, PublishedPolicy, ServiceWatch, StaticDiscovery,
+    },
     http::{ClientError, Reply},
     registrar::Registration,
 };
-use self::{http::Http, watcher::Watcher};
-use crate::{instance::Instance, name::ServiceName, wire::HEARTBEAT};
+use crate::{
+    instance::{Instance, Locality},
+    name::ServiceName,
+    wire::HEARTBEAT,
+};
 
 /// Silence on a watch after which its server counts as gone: three missed heartbeats.
 pub const STALL: Duration = Duration::from_secs(HEARTBEAT.as_secs() * 3);
@@ -43,76 +54,98 @@ pub const STALL: Duration = Duration::from_secs(HEARTBEAT.as_secs() * 3);
 #[derive(Debug, Clone)]
 pub struct Builder {
     servers: Vec<String>,
+    here: Locality,
+    connector: Connector,
+    options: Options,
 }
 
 impl Builder {
+    /// Where this process runs: servers of its zone, then of its region, are preferred.
+    #[must_use]
+    pub fn locality(mut self, here: Locality) -> Self {
+        self.here = here;
+        self
+    }
+
+    /// How servers are reached: TLS, our certificate, a token. Default: plain, without a token.
+    #[must_use]
+    pub fn connector(mut self, connector: Connector) -> Self {
+        self.connector = connector;
+        self
+    }
+
+    /// Keeps the last good lists and policies in this file, and begins with them.
+    #[must_use]
+    pub fn cache(mut self, file: impl Into<PathBuf>) -> Self {
+        self.options.cache = Some(file.into());
+        self
+    }
+
+    /// Where a service takes no calls in this region, its endpoints are the gateways of the next
+    /// region that has it, in the order that the servers are configured with.
+    #[must_use]
+    pub fn region_fallback(mut self, wanted: bool) -> Self {
+        self.options.region_fallback = wanted;
+        self
+    }
+
     /// Starts the client's task. It connects in the background and keeps trying: a registry that
     /// is away when a service starts is no reason for the service not to start.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn spawn(self) -> RegistryClient {
-        let servers = Arc::new(Servers {
-            // Clients spread over the servers from the start.
-            next: AtomicUsize::new(fastrand::usize(..self.servers.len().max(1))),
-            list: self.servers,
-        });
+        let servers = Arc::new(Servers::new(self.servers, self.here, self.connector));
         RegistryClient {
-            watcher: Watcher::spawn(Arc::clone(&servers)),
+            watcher: Watcher::spawn(Arc::clone(&servers), self.options),
+            registrar: Registrar::new(Arc::clone(&servers)),
             servers,
         }
     }
 }
 
-/// The servers, and which one is in favour.
-#[derive(Debug)]
-struct Servers {
-    list: Vec<String>,
-    next: AtomicUsize,
+/// A request to the registry, as [`RegistryClient::call`] sends it.
+#[derive(Debug, Clone, Default)]
+pub struct Call<'a> {
+    /// Path and query.
+    pub path: &'a str,
+    /// The document, if there is one.
+    pub body: Vec<u8>,
+    /// Headers beyond `Host` and `Authorization`.
+    pub headers: Vec<(HeaderName, String)>,
 }
 
-impl Servers {
-    fn current(&self) -> Option<&str> {
-        let at = self.next.load(Ordering::Relaxed);
-        self.list
-            .get(at % self.list.len().max(1))
-            .map(String::as_str)
-    }
-
-    /// Turns to another server, unless somebody has done so since `from` was current.
-    fn fail_over(&self, from: &str) {
-        let at = self.next.load(Ordering::Relaxed);
-        if self.current() == Some(from) {
-            let _another_may_have = self.next.compare_exchange(
-                at,
-                at.wrapping_add(1),
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
-        }
-    }
-}
-
-/// A client of the registry. Clones share its task and its lists.
+/// A client of the registry. Clones share its tasks and its lists.
 #[derive(Debug, Clone)]
 pub struct RegistryClient {
     servers: Arc<Servers>,
     watcher: Watcher,
+    registrar: Arc<Registrar>,
 }
+
+/// How long one server may take to answer a single question.
+const ANSWER: Duration = Duration::from_secs(2);
 
 impl RegistryClient {
     /// A client of these servers (`host:port`); any of them will do, more are safer.
     pub fn builder(servers: impl IntoIterator<Item = impl Into<String>>) -> Builder {
         Builder {
             servers: servers.into_iter().map(Into::into).collect(),
+            here: Locality::default(),
+            connector: Connector::plain(),
+            options: Options::default(),
         }
     }
 
-    /// Registers `instance` and keeps it registered until the [`Registration`] ends.
+    /// Registers `instance` and keeps it registered until the [`Registration`] ends. However many
+    /// instances a client registers, one task renews them, in one request where it can.
     ///
     /// Returns at once; see [`Registration::registered`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn register(&self, instance: Instance) -> Registration {
-        Registration::spawn(Arc::clone(&self.servers), instance)
+        self.registrar.register(instance)
     }
 
     /// Whether every watched service has been heard of at least once.
@@ -120,24 +153,45 @@ impl RegistryClient {
         self.watcher.is_synced()
     }
 
+    /// Whether what is known may be old: no server answers, or only one that is cut off from its
+    /// peers.
+    pub fn is_stale(&self) -> bool {
+        self.watcher.is_stale()
+    }
+
     /// Asks one server for `path` (which includes the query), trying each in turn.
     ///
     /// # Errors
     /// The last server's [`ClientError`] if none answers within two seconds.
     pub async fn get(&self, path: &str) -> Result<Reply, ClientError> {
+        let call = Call {
+            path,
+            ..Call::default()
+        };
+        self.call("GET", &call).await
+    }
+
+    /// Sends `call` to one server, and to the next if there is no answer. A write may then have
+    /// happened twice: all of the registry's are idempotent.
+    ///
+    /// # Errors
+    /// The last server's [`ClientError`] if none answers within two seconds.
+    pub async fn call(&self, method: &'static str, call: &Call<'_>) -> Result<Reply, ClientError> {
         let mut last = ClientError::NoServers;
-        for _ in 0..self.servers.list.len() {
+        for _ in 0..self.servers.count {
             let Some(server) = self.servers.current() else {
                 break;
             };
-            match Http::default()
-                .call(server, "GET", path, Vec::new(), Duration::from_secs(2))
+            let mut http = Http::new(self.servers.connector.clone());
+            let body = call.body.clone();
+            match http
+                .call_with(&server, method, call.path, body, &call.headers, ANSWER)
                 .await
             {
                 Ok(reply) => return Ok(reply),
                 Err(error) => last = error,
             }
-            self.servers.fail_over(server);
+            self.servers.fail_over(&server);
         }
         Err(last)
     }
@@ -146,5 +200,9 @@ impl RegistryClient {
 impl Discovery for RegistryClient {
     fn watch(&self, service: &ServiceName) -> ServiceWatch {
         self.watcher.watch(service)
+    }
+
+    fn policy(&self, service: &ServiceName) -> PolicyWatch {
+        self.watcher.policy(service)
     }
 }

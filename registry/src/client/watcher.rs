@@ -1,8 +1,12 @@
 //! The one task that keeps every watched service up to date.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,174 +18,269 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    STALL, Servers,
-    discovery::{EndpointSnapshot, ServiceWatch, Slot},
+    STALL,
+    cache::{self, Known},
+    discovery::{EndpointSnapshot, PolicyWatch, ServiceWatch, Slot},
     http::{ClientError, Http, with_causes, within},
-    sse::{Event, Parser},
+    servers::Servers,
+    sse::Parser,
+    view::View,
 };
-use crate::{
-    instance::{Endpoint, InstanceStatus, Revision},
-    name::{InstanceId, ServiceName},
-    wire::{InstanceRecord, ServiceDelta, ServiceRecord},
-};
+use crate::{name::ServiceName, wire::MAX_WATCHED};
 
 /// The longest pause between tries when no server answers; the first retry is at once.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// Clients of a server that dies spread their reconnects over this long. The list stays meanwhile.
+const SPREAD: Duration = Duration::from_millis(100);
+/// How long a client stays with a server farther away before it looks whether a nearer one is
+/// back. A guess: long against a restart, short against a day's cross-zone traffic.
+const SECOND_CHOICE: Duration = Duration::from_secs(120);
+/// How long changes are collected before they go to disk: a deploy changes many services.
+const SAVE_AFTER: Duration = Duration::from_secs(1);
 
 /// Follows services; clones share one task, which ends with the last of them.
 #[derive(Debug, Clone)]
-pub(super) struct Watcher(Arc<Shared>);
+pub(super) struct Watcher(Arc<Handle>);
 
+/// Kept by clients and by whoever watches; the task ends with the last of them.
 #[derive(Debug)]
-struct Shared {
-    slots: Mutex<HashMap<ServiceName, Arc<Slot>>>,
-    /// A service was added: the stream must be asked anew.
-    added: Notify,
-    task: Mutex<Option<tokio::task::AbortHandle>>,
+struct Handle {
+    shared: Arc<Shared>,
+    task: tokio::task::AbortHandle,
 }
 
-impl Drop for Shared {
+impl Drop for Handle {
     fn drop(&mut self) {
-        if let Some(task) = self.task.get_mut() {
-            task.abort();
-        }
+        self.task.abort();
     }
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) slots: Mutex<HashMap<ServiceName, Arc<Slot>>>,
+    /// A service was added: the stream must be asked anew.
+    added: Notify,
+    /// Nobody is heard, or only one that hears nobody.
+    pub(super) stale: Arc<AtomicBool>,
+}
+
+/// What a client asks of its watch.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Options {
+    pub(super) cache: Option<PathBuf>,
+    pub(super) region_fallback: bool,
 }
 
 impl Watcher {
-    pub(super) fn spawn(servers: Arc<Servers>) -> Self {
+    pub(super) fn spawn(servers: Arc<Servers>, options: Options) -> Self {
         let shared = Arc::new(Shared {
             slots: Mutex::default(),
             added: Notify::new(),
-            task: Mutex::new(None),
+            stale: Arc::new(AtomicBool::new(true)),
         });
-        let task = tokio::spawn(run(Arc::downgrade(&shared), servers));
-        *shared.task.lock() = Some(task.abort_handle());
-        Self(shared)
+        let mut view = View::new(options.region_fallback);
+        if let Some(known) = options.cache.as_deref().and_then(cache::load) {
+            view.restore(known);
+        }
+        let run = Run {
+            shared: Arc::clone(&shared),
+            servers,
+            view: Arc::new(Mutex::new(view)),
+            options,
+            failures: 0,
+        };
+        let task = tokio::spawn(run.run()).abort_handle();
+        Self(Arc::new(Handle { shared, task }))
     }
 
     pub(super) fn watch(&self, service: &ServiceName) -> ServiceWatch {
-        let mut slots = self.0.slots.lock();
+        let slot = self.slot(service);
+        slot.watch(Some(Arc::clone(&self.0.shared.stale)), Some(self.source()))
+    }
+
+    pub(super) fn policy(&self, service: &ServiceName) -> PolicyWatch {
+        PolicyWatch::of(&self.slot(service).policy, Some(self.watch(service)))
+    }
+
+    fn slot(&self, service: &ServiceName) -> Arc<Slot> {
+        let mut slots = self.0.shared.slots.lock();
         if let Some(slot) = slots.get(service) {
-            return slot.watch(Some(self.source()));
+            return Arc::clone(slot);
         }
         let slot = Slot::new(EndpointSnapshot::unknown(service.clone()));
         slots.insert(service.clone(), Arc::clone(&slot));
-        self.0.added.notify_one();
-        slot.watch(Some(self.source()))
+        self.0.shared.added.notify_one();
+        slot
     }
 
     fn source(&self) -> Arc<dyn std::any::Any + Send + Sync> {
-        Arc::<Shared>::clone(&self.0)
+        Arc::<Handle>::clone(&self.0)
     }
 
     pub(super) fn is_synced(&self) -> bool {
         self.0
+            .shared
             .slots
             .lock()
             .values()
             .all(|slot| slot.current().synced)
     }
+
+    pub(super) fn is_stale(&self) -> bool {
+        self.0.shared.stale.load(Ordering::Relaxed)
+    }
 }
 
-/// What one server has told us; thrown away with its stream unless the stream resumes.
-#[derive(Debug, Default)]
-struct View {
-    token: Option<Revision>,
-    services: HashMap<ServiceName, BTreeMap<InstanceId, InstanceRecord>>,
+struct Run {
+    shared: Arc<Shared>,
+    servers: Arc<Servers>,
+    /// Shared with the disk: what is written is read from it at that moment.
+    view: Arc<Mutex<View>>,
+    options: Options,
+    failures: u32,
 }
 
-async fn run(shared: std::sync::Weak<Shared>, servers: Arc<Servers>) {
-    let mut view = View::default();
-    let mut failures = 0u32;
-    loop {
-        let Some(here) = shared.upgrade() else { return };
-        let names: Vec<ServiceName> = here.slots.lock().keys().cloned().collect();
-        if names.is_empty() {
-            here.added.notified().await;
-            continue;
+/// Why a stream was left.
+enum Left {
+    /// Another service is wanted.
+    Added,
+    /// A nearer server may be back.
+    SecondChoice,
+}
+
+impl Run {
+    async fn run(mut self) {
+        self.servers.rank_once().await;
+        let mut saver = Saver::spawn(self.options.cache.clone(), &self.view);
+        loop {
+            let shared = Arc::clone(&self.shared);
+            let names = wanted(&shared);
+            self.view.lock().show_known(&shared, &names);
+            if names.is_empty() {
+                shared.added.notified().await;
+                continue;
+            }
+            let Some(server) = self.servers.current() else {
+                return;
+            };
+            let mut heard = false;
+            let ended = self
+                .follow(&shared, &server, &names, &mut heard, &mut saver)
+                .await;
+            self.failures = if heard { 0 } else { self.failures + 1 };
+            match ended {
+                // A new service joined the set: same server, same view.
+                Ok(Left::Added) => continue,
+                Ok(Left::SecondChoice) => {
+                    self.servers.rank().await;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::debug!(server = %server, error = %with_causes(&error), "registry watch ended");
+                    self.servers.fail_over(&server);
+                }
+            }
+            self.pause(&shared).await;
         }
-        let Some(server) = servers.current().map(str::to_owned) else {
+    }
+
+    async fn pause(&self, shared: &Shared) {
+        if (self.failures as usize) < self.servers.count {
+            tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
             return;
-        };
-        let mut heard = false;
-        let ended = follow(&here, &server, &names, &mut view, &mut heard).await;
-        failures = if heard { 0 } else { failures + 1 };
-        match ended {
-            // A new service joined the set: same server, same view.
-            Ok(()) => continue,
-            Err(error) => {
-                tracing::debug!(server = %server, error = %with_causes(&error), "registry watch ended");
-                servers.fail_over(&server);
+        }
+        // Every server has failed in turn: now there is reason to wait.
+        if !shared.stale.swap(true, Ordering::Relaxed) {
+            tracing::warn!(servers = ?self.servers.all(), "no registry server answers, serving the last known endpoints");
+        }
+        let ceiling =
+            MAX_PAUSE.min(Duration::from_millis(100).saturating_mul(1 << self.failures.min(5)));
+        tokio::time::sleep(ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+    }
+
+    /// Follows `names` at `server` until another service is wanted or the stream ends.
+    async fn follow(
+        &self,
+        shared: &Shared,
+        server: &str,
+        names: &[ServiceName],
+        heard: &mut bool,
+        saver: &mut Saver,
+    ) -> Result<Left, ClientError> {
+        let path = path(names, self.options.region_fallback);
+        let mut headers = vec![(http::header::ACCEPT, "text/event-stream".to_owned())];
+        if let Some(token) = self.view.lock().begin(names) {
+            headers.push((HeaderName::from_static("last-event-id"), token.to_string()));
+        }
+        let mut http = Http::new(self.servers.connector.clone());
+        let sent = http.send(server, "GET", &path, Vec::new(), &headers);
+        let response = within(STALL, server, "GET", &path, sent).await?;
+        if response.status() != StatusCode::OK {
+            let source = format!("answered {}, expected 200", response.status()).into();
+            return Err(ended(server, &path, source));
+        }
+        let mut body = response.into_body();
+        let mut parser = Parser::default();
+        let second_choice = self.servers.is_second_choice();
+        let look = Instant::now() + SECOND_CHOICE.mul_f64(0.8 + fastrand::f64() * 0.4);
+        loop {
+            let next = tokio::select! {
+                next = tokio::time::timeout_at(Instant::now() + STALL, frame(&mut body)) => next,
+                () = shared.added.notified() => return Ok(Left::Added),
+                () = tokio::time::sleep_until(look), if second_choice => return Ok(Left::SecondChoice),
+            };
+            let bytes = match next {
+                Ok(Ok(Some(bytes))) => bytes,
+                Ok(Ok(None)) => {
+                    return Err(ended(server, &path, "the server ended the stream".into()));
+                }
+                Ok(Err(error)) => return Err(ended(server, &path, error.into())),
+                Err(_) => {
+                    return Err(ended(server, &path, format!("silent for {STALL:?}").into()));
+                }
+            };
+            *heard = true;
+            let mut view = self.view.lock();
+            let mut broken = None;
+            parser
+                .push(&bytes, |event| {
+                    if let Err(error) = view.apply(shared, event) {
+                        broken = Some(error);
+                    }
+                })
+                .map_err(|error| ended(server, &path, error.into()))?;
+            if let Some(error) = broken {
+                // What cannot be understood must not be half applied: start over elsewhere.
+                view.forget();
+                return Err(ended(server, &path, error.into()));
+            }
+            shared.stale.store(view.is_stale(), Ordering::Relaxed);
+            if std::mem::take(&mut view.changed) {
+                saver.save();
             }
         }
-        drop(here);
-        if failures as usize >= servers.list.len() {
-            // Every server has failed in turn: now there is reason to wait.
-            tracing::warn!(servers = ?servers.list, "no registry server answers, serving the last known endpoints");
-            let ceiling =
-                MAX_PAUSE.min(Duration::from_millis(100).saturating_mul(1 << failures.min(5)));
-            tokio::time::sleep(ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        }
     }
 }
 
-/// Follows `names` at `server` until a service is added (`Ok`) or the stream ends.
-async fn follow(
-    shared: &Shared,
-    server: &str,
-    names: &[ServiceName],
-    view: &mut View,
-    heard: &mut bool,
-) -> Result<(), ClientError> {
-    let query: Vec<String> = names.iter().map(|name| format!("service={name}")).collect();
-    let path = format!("/v1/watch?{}", query.join("&"));
-    // A name that the view does not hold needs its snapshot: then nothing can be skipped.
-    let known = names.iter().all(|name| view.services.contains_key(name));
-    let mut headers = vec![(http::header::ACCEPT, "text/event-stream".to_owned())];
-    if let (Some(token), true) = (view.token, known) {
-        headers.push((HeaderName::from_static("last-event-id"), token.to_string()));
+/// The services that somebody looks at; the others are let go of.
+fn wanted(shared: &Shared) -> Vec<ServiceName> {
+    let mut slots = shared.slots.lock();
+    slots.retain(|_, slot| !slot.is_unused());
+    let mut names: Vec<_> = slots.keys().cloned().collect();
+    names.sort();
+    names
+}
+
+fn path(names: &[ServiceName], region_fallback: bool) -> String {
+    let mut query: Vec<String> = match names.len() {
+        // More than a query may name: then everything.
+        n if n > MAX_WATCHED => vec!["service=*".to_owned()],
+        _ => names.iter().map(|name| format!("service={name}")).collect(),
+    };
+    if region_fallback {
+        query.push("region=any".to_owned());
     }
-    let mut http = Http::default();
-    let sent = http.send(server, "GET", &path, Vec::new(), &headers);
-    let response = within(STALL, server, "GET", &path, sent).await?;
-    if response.status() != StatusCode::OK {
-        let source = format!("answered {}, expected 200", response.status()).into();
-        return Err(ClientError::Exchange {
-            method: "GET",
-            path,
-            server: server.to_owned(),
-            source,
-        });
-    }
-    let mut body = response.into_body();
-    let mut parser = Parser::default();
-    loop {
-        let next = tokio::select! {
-            next = tokio::time::timeout_at(Instant::now() + STALL, frame(&mut body)) => next,
-            () = shared.added.notified() => return Ok(()),
-        };
-        let bytes = match next {
-            Ok(Ok(Some(bytes))) => bytes,
-            Ok(Ok(None)) => return Err(ended(server, &path, "the server ended the stream".into())),
-            Ok(Err(error)) => return Err(ended(server, &path, error.into())),
-            Err(_) => return Err(ended(server, &path, format!("silent for {STALL:?}").into())),
-        };
-        *heard = true;
-        let mut broken = None;
-        parser
-            .push(&bytes, |event| {
-                if let Err(error) = apply(shared, view, event) {
-                    broken = Some(error);
-                }
-            })
-            .map_err(|error| ended(server, &path, error.into()))?;
-        if let Some(error) = broken {
-            // What cannot be understood must not be half applied: start over elsewhere.
-            *view = View::default();
-            return Err(ended(server, &path, error.into()));
-        }
-    }
+    format!("/v1/watch?{}", query.join("&"))
 }
 
 fn ended(
@@ -189,9 +288,11 @@ fn ended(
     path: &str,
     source: Box<dyn std::error::Error + Send + Sync>,
 ) -> ClientError {
+    // Hundreds of names help nobody in a log.
+    let path = path.chars().take(120).collect();
     ClientError::Exchange {
         method: "GET",
-        path: path.to_owned(),
+        path,
         server: server.to_owned(),
         source,
     }
@@ -211,49 +312,42 @@ async fn frame(body: &mut Incoming) -> Result<Option<Bytes>, hyper::Error> {
     }
 }
 
-fn apply(shared: &Shared, view: &mut View, event: Event) -> Result<(), serde_json::Error> {
-    let (service, revision) = match event.event.as_str() {
-        "snapshot" => {
-            let record: ServiceRecord = serde_json::from_str(&event.data)?;
-            let instances = record
-                .instances
-                .into_iter()
-                .map(|i| (i.id.clone(), i))
-                .collect();
-            view.services.insert(record.service.clone(), instances);
-            (record.service, record.revision)
-        }
-        "delta" => {
-            let delta: ServiceDelta = serde_json::from_str(&event.data)?;
-            let instances = view.services.entry(delta.service.clone()).or_default();
-            for id in &delta.removed {
-                instances.remove(id);
+/// Writes what is known to disk, a while after it changed.
+struct Saver(Option<(Arc<Notify>, tokio::task::AbortHandle)>);
+
+impl Saver {
+    fn spawn(path: Option<PathBuf>, view: &Arc<Mutex<View>>) -> Self {
+        let Some(path) = path else {
+            return Self(None);
+        };
+        let changed = Arc::new(Notify::new());
+        let (wake, view) = (Arc::clone(&changed), Arc::clone(view));
+        let task = tokio::spawn(async move {
+            loop {
+                wake.notified().await;
+                tokio::time::sleep(SAVE_AFTER).await;
+                let known: Known = view.lock().known();
+                let target = path.clone();
+                let saved = tokio::task::spawn_blocking(move || cache::save(&target, &known)).await;
+                if let Ok(Err(error)) = saved {
+                    tracing::warn!(path = %path.display(), %error, "keep last known services failed");
+                }
             }
-            instances.extend(delta.changed.into_iter().map(|i| (i.id.clone(), i)));
-            (delta.service, delta.revision)
-        }
-        // Kinds of later versions.
-        _ => return Ok(()),
-    };
-    if let Some(token) = event.id.and_then(|id| id.parse().ok()) {
-        view.token = Some(token);
+        });
+        Self(Some((changed, task.abort_handle())))
     }
-    let slot = shared.slots.lock().get(&service).cloned();
-    if let Some(slot) = slot {
-        let endpoints: Arc<[Endpoint]> = view.services[&service]
-            .values()
-            .filter(|record| record.status == InstanceStatus::Up)
-            .map(InstanceRecord::endpoint)
-            .collect();
-        let before = slot.current();
-        if !before.synced || before.endpoints != endpoints {
-            slot.publish(EndpointSnapshot {
-                service,
-                revision,
-                endpoints,
-                synced: true,
-            });
+
+    fn save(&self) {
+        if let Some((changed, _)) = &self.0 {
+            changed.notify_one();
         }
     }
-    Ok(())
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        if let Some((_, task)) = &self.0 {
+            task.abort();
+        }
+    }
 }

@@ -12,5 +12,7 @@ mod export;
 pub mod listen;
 pub mod metrics;
 pub mod readiness;
+#[cfg(feature = "client")]
+pub mod registry;
 pub mod shutdown;
 pub mod telemetry;

@@ -13,7 +13,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use selvedge_registry::{Locality, ServiceName, client::ServiceWatch};
+use selvedge_registry::{
+    Locality, ServiceName,
+    client::{PolicyWatch, ServiceWatch},
+};
 use selvedge_resilience::{
     TrafficPolicy,
     balance::{self, EndpointStatus, HashOn, Member, stable_hash},
@@ -34,8 +37,22 @@ pub struct Destination {
     stack: Stack<UpstreamKey>,
     metrics: ClientMetrics,
     source: Mutex<Source>,
+    published: Mutex<Option<Published>>,
     /// Whether anybody has ever said where it is: asked on every request.
     heard: AtomicBool,
+}
+
+/// A policy that somebody else decides on.
+#[derive(Debug)]
+struct Published {
+    watch: PolicyWatch,
+    follower: AbortHandle,
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
 }
 
 /// Where the endpoints come from.
@@ -81,6 +98,7 @@ impl Destination {
             stack,
             metrics,
             source,
+            published: Mutex::new(None),
             heard: AtomicBool::new(false),
         }))
     }
@@ -99,6 +117,44 @@ impl Destination {
     /// [`PolicyError`] if it cannot work; nothing changes then.
     pub fn reconfigure(&self, policy: TrafficPolicy) -> Result<(), PolicyError> {
         self.stack.reconfigure(policy)
+    }
+
+    /// Follows the policy that is published for the service from now on; while there is none,
+    /// `otherwise` is in force. Circuit, budget, limits and verdicts keep their state through every
+    /// change.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if `otherwise` cannot work; nothing changes then.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, as [`new`](Self::new).
+    pub fn follow_policy(
+        &self,
+        watch: PolicyWatch,
+        otherwise: TrafficPolicy,
+    ) -> Result<(), PolicyError> {
+        otherwise.validate()?;
+        take_policy(&self.stack, &self.name, &watch, &otherwise);
+        let following = follow_policy(
+            self.stack.clone(),
+            self.name.clone(),
+            watch.clone(),
+            otherwise,
+        );
+        let follower = tokio::spawn(following).abort_handle();
+        *self.published.lock() = Some(Published { watch, follower });
+        Ok(())
+    }
+
+    /// Takes `policy`, whatever is published from now on.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if it cannot work; nothing changes then.
+    pub fn keep_policy(&self, policy: TrafficPolicy) -> Result<(), PolicyError> {
+        policy.validate()?;
+        // First nobody may put another one in its place.
+        *self.published.lock() = None;
+        self.reconfigure(policy)
     }
 
     /// The service's name.
@@ -145,6 +201,19 @@ impl Destination {
         &self.metrics
     }
 
+    fn policy_source(&self) -> serde_json::Value {
+        let published = self.published.lock();
+        let published = published.as_ref().and_then(|p| p.watch.current());
+        match published {
+            Some(policy) => serde_json::json!({
+                "from": "published",
+                "document": policy.document,
+                "version": policy.version,
+            }),
+            None => serde_json::json!({ "from": "configuration" }),
+        }
+    }
+
     /// State and counters for an operator, as `/clusters` shows them.
     pub fn status(&self) -> serde_json::Value {
         let status = self.stack.status();
@@ -180,6 +249,7 @@ impl Destination {
         serde_json::json!({
             "service": self.name,
             "synced": self.is_synced(),
+            "policy": self.policy_source(),
             "breaker": breaker,
             "bulkhead": bulkhead,
             "concurrency": concurrency,
@@ -223,6 +293,39 @@ async fn follow(stack: Stack<UpstreamKey>, mut watch: ServiceWatch) {
     loop {
         take_endpoints(&stack, &watch);
         watch.changed().await;
+    }
+}
+
+async fn follow_policy(
+    stack: Stack<UpstreamKey>,
+    name: ServiceName,
+    mut watch: PolicyWatch,
+    otherwise: TrafficPolicy,
+) {
+    loop {
+        watch.changed().await;
+        take_policy(&stack, &name, &watch, &otherwise);
+    }
+}
+
+fn take_policy(
+    stack: &Stack<UpstreamKey>,
+    name: &ServiceName,
+    watch: &PolicyWatch,
+    otherwise: &TrafficPolicy,
+) {
+    let published = watch.current();
+    let policy = published.as_ref().map_or(otherwise, |p| &p.policy);
+    if stack.with_policy(|now| now == policy) {
+        return;
+    }
+    let version = published.as_ref().map(|published| published.version);
+    match stack.reconfigure(policy.clone()) {
+        Ok(()) => tracing::info!(service = %name, version, "policy taken"),
+        // Both were validated; a newer version of ours may know better than the one that did.
+        Err(error) => {
+            tracing::error!(service = %name, version, %error, "policy refused, the old one stays")
+        }
     }
 }
 

@@ -86,6 +86,8 @@ pub struct Catalogue {
     shards: Vec<Arc<Shard>>,
     policies: Arc<BTreeMap<ServiceName, Arc<PolicyEntry>>>,
     policies_hash: u64,
+    /// The counter of the last change of any policy.
+    policies_changed_at: u64,
     revision: Revision,
     /// Of all live records, in any order: what two servers compare.
     hash: u64,
@@ -106,6 +108,7 @@ impl Catalogue {
             shards: vec![Arc::default(); SHARDS],
             policies: Arc::default(),
             policies_hash: 0,
+            policies_changed_at: 0,
             revision: Revision { epoch, counter: 0 },
             hash: 0,
             live: 0,
@@ -197,6 +200,7 @@ impl Catalogue {
         }
         self.policies_hash ^= entry.fingerprint() ^ known.map_or(0, |known| known.fingerprint());
         self.revision.counter += 1;
+        self.policies_changed_at = self.revision.counter;
         let entry = Arc::new(entry);
         Arc::make_mut(&mut self.policies).insert(entry.service.clone(), Arc::clone(&entry));
         Change::Visible(Visible {
@@ -290,6 +294,37 @@ impl Catalogue {
         let at = self.find(service).map(|service| service.changed_at);
         // Of a service that is not known it is only known when the last such was forgotten.
         at.unwrap_or(self.forgotten_at) > counter
+    }
+
+    /// The counter of the last change of `service` that callers saw.
+    pub fn changed_at(&self, service: &ServiceName) -> u64 {
+        let at = self.find(service).map(|service| service.changed_at);
+        at.unwrap_or(self.forgotten_at)
+    }
+
+    /// Whether any policy has changed after `counter`.
+    pub fn policies_changed_since(&self, counter: u64) -> bool {
+        self.policies_changed_at > counter
+    }
+
+    /// The names of services that have live instances, sorted.
+    pub fn names(&self) -> Vec<ServiceName> {
+        let sorted = self.sorted().into_iter();
+        sorted.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// As [`names`](Self::names), with those whose instances are gone and not yet forgotten.
+    pub fn all_names(&self) -> Vec<ServiceName> {
+        let names = self.shards.iter().flat_map(|shard| shard.keys());
+        let mut names: Vec<_> = names.cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// How many services have live instances. Looks at each.
+    pub fn services_len(&self) -> usize {
+        let services = self.shards.iter().flat_map(|shard| shard.values());
+        services.filter(|service| service.live > 0).count()
     }
 
     /// Every service that has instances.

@@ -15,6 +15,7 @@ use std::{
 };
 
 use selvedge_registry::{
+    client::connect::{Connector, Protocol, TlsError},
     node::{
         admin::Admin,
         listen::{self, ListenError},
@@ -33,12 +34,17 @@ pub use self::{
 pub(crate) use self::{passed_on::PassedRenewal, shared::now};
 use self::{shared::Identity, sweep::SWEEP};
 use crate::{
-    api,
+    api::{self, Api},
     catalogue::NodeId,
     config::RegistryConfig,
     gossip::{self, Gossip, generation},
     persist,
-    replicate::{self, peer::Peers},
+    regions::{self, Regions},
+    replicate::{
+        self,
+        peer::{Io, Peers},
+    },
+    tls::Acceptor,
 };
 
 /// Why a server could not start.
@@ -59,6 +65,9 @@ pub enum StartError {
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] generation::StateError),
+    /// Certificates that cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The runtime would not take the listener.
     #[error("serve the API")]
     Serve(#[from] std::io::Error),
@@ -105,7 +114,12 @@ impl RegistryServer {
     /// # Errors
     /// [`StartError`] naming the address that cannot be used.
     pub async fn start(config: &RegistryConfig, admin: &Admin) -> Result<Self, StartError> {
-        Self::start_in(config, admin, Environment::default()).await
+        let connector = config.peer_connector()?;
+        let environment = Environment {
+            peers: Peers::new(by(connector.clone()), connector.authorization().cloned()),
+            ..Environment::default()
+        };
+        Self::start_in(config, admin, environment).await
     }
 
     /// [`start`](Self::start), in an environment of the caller's making.
@@ -171,9 +185,14 @@ impl RegistryServer {
             shared.restore(restored, config.leases.restart_grace.0);
             header
         });
+        shared.set_caps(config.limits.caps());
         crate::metrics::show(&shared, &admin.metrics);
         crate::metrics::show_gossip(&gossip, &admin.metrics);
         let mut tasks = JoinSet::new();
+        let tls = Acceptor::new(&config.tls)?;
+        if let Some(tls) = tls.clone() {
+            tasks.spawn(tls.reload_for_ever(config.tls.clone()));
+        }
         tasks.spawn(replicate::follow_everybody(Arc::clone(&shared)));
         tasks.spawn(replicate::pass_on_for_ever(Arc::clone(&shared)));
         tasks.spawn(sweep::sweep_for_ever(Arc::clone(&shared)));
@@ -197,10 +216,17 @@ impl RegistryServer {
             Arc::clone(&shared),
             gossip.is_isolated(),
         ));
-        let (stop, mut stopped) = watch::channel(false);
-        let api = tokio::spawn(api::serve(listener, Arc::clone(&shared), async move {
-            let _stopped_or_dropped = stopped.wait_for(|stop| *stop).await;
-        }));
+        let regions = Arc::new(Regions::new(&config.locality.region, &config.regions));
+        for following in regions::follow(&regions, &shared, &config.peer_connector()?)? {
+            tasks.spawn(following);
+        }
+        let (stop, stopped) = watch::channel(false);
+        let listener = api::Listener {
+            socket: listener,
+            tls,
+        };
+        let api = Api::new(config, Arc::clone(&shared), regions, stopped);
+        let api = tokio::spawn(api::serve(listener, Arc::new(api)));
         tracing::info!(node = %shared.node, http = %http, gossip = %gossip_addr, "registry server started");
         let server = Self {
             shared,
@@ -280,4 +306,16 @@ fn wall_ns() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Peers by `connector`.
+fn by(connector: Connector) -> replicate::peer::Connect {
+    Arc::new(move |addr| {
+        let connector = connector.clone();
+        Box::pin(async move {
+            let server = addr.to_string();
+            let stream = connector.connect(&server, Protocol::Http2).await?;
+            Ok(Box::new(stream) as Box<dyn Io>)
+        })
+    })
 }

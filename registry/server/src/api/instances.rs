@@ -1,0 +1,229 @@
+//! Instances come, renew, change and go.
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use selvedge_registry::{
+    InstanceId, ServiceName,
+    api::{
+        LeaseReason, LeaseRefused, MAX_BATCH, MetadataPatch, RenewBatch, Renewals, StatusRequest,
+    },
+    wire::{InstanceRecord, RegisterRequest, RenewRequest, check_metadata},
+};
+
+use super::{
+    Api, App,
+    refusal::{Document, Names, Refusal, object},
+};
+use crate::{
+    audit::Who,
+    server::{Origin, Refused},
+};
+
+/// Writes down what became of a write.
+fn audited<T>(
+    who: &Who,
+    action: &'static str,
+    (service, id): (&ServiceName, &InstanceId),
+    result: Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let outcome = result
+        .as_ref()
+        .map_or_else(|r| r.status().as_u16(), |_| 200);
+    who.wrote(action, &format!("{service}/{id}"), outcome);
+    result
+}
+
+pub(super) async fn register(
+    State(api): App,
+    who: Who,
+    Names(service, id): Names,
+    Document(request): Document<RegisterRequest>,
+) -> Result<Json<InstanceRecord>, Refusal> {
+    request.validate().map_err(Refusal::bad)?;
+    let result = has_room(&api, &who, &service, &id).and_then(|()| {
+        let origin = Origin {
+            by: who.caller.name().clone(),
+            ..Origin::v1()
+        };
+        api.shared
+            .register(service.clone(), id.clone(), request, origin)
+            .map_err(|refused| Refusal::of(&refused, &service, &id))
+    });
+    audited(&who, "register", (&service, &id), result).map(Json)
+}
+
+/// What the catalogue's own caps do not say: how many services there may be, and how many
+/// instances this client's services may have. Two servers may each let the last one in: a limit
+/// that held to the last one would need them to ask each other.
+fn has_room(api: &Api, who: &Who, service: &ServiceName, id: &InstanceId) -> Result<(), Refusal> {
+    let catalogue = api.shared.catalogue();
+    if catalogue.live_record(service, id).is_some() {
+        return Ok(());
+    }
+    if catalogue.count(service).0 == 0 {
+        let most = api.limits.services;
+        if catalogue.services_len() >= most {
+            return Err(Refusal::full("services", most));
+        }
+    }
+    if let Some((patterns, most)) = who.caller.quota() {
+        let list = catalogue.list().services;
+        let mine = list
+            .iter()
+            .filter(|s| patterns.iter().any(|p| p.fits(&s.name)));
+        let there: usize = mine.map(|service| service.instances).sum();
+        if there >= most {
+            let what = format!("instances of {}'s services", who.caller.name());
+            return Err(Refusal::full(&what, most));
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn renew(
+    State(api): App,
+    Names(service, id): Names,
+    body: Bytes,
+) -> Result<StatusCode, Refusal> {
+    let request: RenewRequest = match body.len() {
+        0 => RenewRequest::default(),
+        _ => object(&body)?,
+    };
+    api.shared
+        .renew(&service, &id, request.incarnation)
+        .map(|_| StatusCode::NO_CONTENT)
+        .map_err(|refused| Refusal::of(&refused, &service, &id))
+}
+
+pub(super) async fn renew_batch(
+    State(api): App,
+    who: Who,
+    Document(batch): Document<RenewBatch>,
+) -> Result<Json<Renewals>, Refusal> {
+    if batch.leases.len() > MAX_BATCH {
+        return Err(Refusal::bad(format!(
+            "{} leases: at most {MAX_BATCH} in one request",
+            batch.leases.len()
+        )));
+    }
+    let mut renewals = Renewals::default();
+    let mut allowed = Vec::with_capacity(batch.leases.len());
+    for lease in batch.leases {
+        if who.caller.may_register(&lease.service) {
+            allowed.push((lease.service, lease.id, lease.incarnation));
+        } else {
+            renewals.refused.push(LeaseRefused {
+                service: lease.service,
+                id: lease.id,
+                reason: LeaseReason::Forbidden,
+            });
+        }
+    }
+    let results = api.shared.renew_batch(&allowed);
+    for ((service, id, _), result) in allowed.into_iter().zip(results) {
+        match result {
+            Ok(_) => renewals.renewed += 1,
+            // It may well be registered: this server cannot know. Another one can.
+            Err(Refused::NotServing) => return Err(Refusal::not_ready()),
+            Err(_) => renewals.refused.push(LeaseRefused {
+                service,
+                id,
+                reason: LeaseReason::Unknown,
+            }),
+        }
+    }
+    Ok(Json(renewals))
+}
+
+pub(super) async fn deregister(
+    State(api): App,
+    who: Who,
+    Names(service, id): Names,
+) -> Result<StatusCode, Refusal> {
+    let result = api
+        .shared
+        .deregister(&service, &id)
+        .map(|()| StatusCode::NO_CONTENT)
+        .map_err(|refused| Refusal::of(&refused, &service, &id));
+    audited(&who, "deregister", (&service, &id), result)
+}
+
+pub(super) async fn set_status(
+    State(api): App,
+    who: Who,
+    Names(service, id): Names,
+    Document(request): Document<StatusRequest>,
+) -> Result<StatusCode, Refusal> {
+    let result = api
+        .shared
+        .set_reported(&service, &id, request.status)
+        .map(|_| StatusCode::NO_CONTENT)
+        .map_err(|refused| Refusal::of(&refused, &service, &id));
+    audited(&who, "status", (&service, &id), result)
+}
+
+pub(super) async fn set_override(
+    State(api): App,
+    who: Who,
+    Names(service, id): Names,
+    Document(request): Document<StatusRequest>,
+) -> Result<StatusCode, Refusal> {
+    let result = api
+        .shared
+        .set_override(&service, &id, Some(request.status))
+        .map(|_| StatusCode::NO_CONTENT)
+        .map_err(|refused| Refusal::of(&refused, &service, &id));
+    audited(&who, "override", (&service, &id), result)
+}
+
+pub(super) async fn drop_override(
+    State(api): App,
+    who: Who,
+    Names(service, id): Names,
+) -> Result<StatusCode, Refusal> {
+    let result = api
+        .shared
+        .set_override(&service, &id, None)
+        .map(|_| StatusCode::NO_CONTENT)
+        .map_err(|refused| Refusal::of(&refused, &service, &id));
+    audited(&who, "override-drop", (&service, &id), result)
+}
+
+pub(super) async fn metadata(
+    State(api): App,
+    who: Who,
+    Names(service, id): Names,
+    Document(patch): Document<MetadataPatch>,
+) -> Result<Json<InstanceRecord>, Refusal> {
+    let Some(now) = api.shared.catalogue().live(&service, &id) else {
+        return Err(Refusal::of(&Refused::Unknown, &service, &id));
+    };
+    // Two patches at once may together exceed the limit by one patch: it bounds memory, it is no
+    // invariant.
+    let mut after = now.metadata;
+    for (key, value) in &patch {
+        match value {
+            Some(value) => after.insert(key.clone(), value.clone()),
+            None => after.remove(key),
+        };
+    }
+    check_metadata(&after).map_err(Refusal::bad)?;
+    let result = api
+        .shared
+        .merge_metadata(&service, &id, patch)
+        .map_err(|refused| Refusal::of(&refused, &service, &id));
+    audited(&who, "metadata", (&service, &id), result).map(Json)
+}
+
+pub(super) async fn one(State(api): App, Names(service, id): Names) -> Result<Response, Refusal> {
+    api.serving()?;
+    let found = api.shared.catalogue().live(&service, &id);
+    found
+        .map(|instance| Json(instance).into_response())
+        .ok_or_else(|| Refusal::of(&Refused::Unknown, &service, &id))
+}

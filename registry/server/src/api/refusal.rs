@@ -1,0 +1,215 @@
+//! Refusals on their way out: a problem document, and when to come back.
+
+use std::time::Duration;
+
+use axum::{
+    extract::{FromRequest, FromRequestParts, Path, Request},
+    http::{HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use selvedge_registry::{
+    InstanceId, ServiceName,
+    problem::{CONTENT_TYPE, Problem},
+};
+
+use serde::de::DeserializeOwned;
+
+use crate::server::Refused;
+
+/// A refusal on its way out.
+#[derive(Debug)]
+pub struct Refusal {
+    // Boxed: most results carry none.
+    problem: Box<Problem>,
+    retry_after: Option<u64>,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    /// Of the kind `code`.
+    pub fn new(status: StatusCode, code: &str, title: &str) -> Self {
+        Self {
+            problem: Box::new(Problem::new(status, code, title)),
+            retry_after: None,
+            header: None,
+        }
+    }
+
+    /// With a sentence about this very one.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.problem.detail = Some(detail.into());
+        self
+    }
+
+    /// To be tried again after so long; whole seconds, at least one.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait.as_millis().div_ceil(1000).max(1) as u64);
+        self
+    }
+
+    /// With a header.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::BAD_REQUEST)
+    }
+
+    /// The request cannot be understood.
+    pub fn bad(detail: impl Into<String>) -> Self {
+        let title = "the request cannot be understood";
+        Self::new(StatusCode::BAD_REQUEST, "bad-request", title).detail(detail)
+    }
+
+    /// This server is catching up, or leaves.
+    pub fn not_ready() -> Self {
+        let title = "this server is still fetching the catalogue, or leaves";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", title)
+            .detail("ask another server, or again in a second")
+            .retry_after(Duration::from_secs(1))
+    }
+
+    /// Something is not there.
+    pub fn not_found(code: &str, title: &str, what: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, title).detail(what)
+    }
+
+    /// What the catalogue says of an instance that cannot be had.
+    pub fn of(refused: &Refused, service: &ServiceName, id: &InstanceId) -> Self {
+        match refused {
+            Refused::Unknown => Self::not_found(
+                "no-such-instance",
+                "the instance is not registered",
+                format!("{id} of {service}: register it (again)"),
+            ),
+            Refused::Later { incarnation } => {
+                let title = "a later life of this instance is registered";
+                Self::new(StatusCode::CONFLICT, "later-incarnation", title).detail(format!(
+                    "its incarnation is {incarnation}: a new life needs a higher one"
+                ))
+            }
+            Refused::Limit { what, limit } => Self::full(what, *limit),
+            Refused::NotServing => Self::not_ready(),
+        }
+    }
+
+    /// There are as many as there may be. A client cannot help it, and need not hurry.
+    pub fn full(what: &str, limit: usize) -> Self {
+        let title = "the registry holds as many as it may";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "limit", title)
+            .detail(format!("{what}: at most {limit}"))
+            .retry_after(Duration::from_secs(30))
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let kind = [(header::CONTENT_TYPE, CONTENT_TYPE)];
+        let mut response = (self.status(), kind, self.problem.to_json()).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some((name, value)) = self.header {
+            headers.insert(name, value);
+        }
+        response
+    }
+}
+
+/// A JSON object as a body, whose errors are problems that name the field.
+#[derive(Debug)]
+pub struct Document<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Document<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        let json = ["application/json", "application/merge-patch+json"];
+        if !json.iter().any(|json| kind.eq_ignore_ascii_case(json)) {
+            let title = "the body must be JSON";
+            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Err(Refusal::new(status, "media-type", title)
+                .detail("send content-type: application/json"));
+        }
+        let body = Bytes::from_request(request, state).await;
+        let body = body.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+            _ => Refusal::bad(error.body_text()),
+        })?;
+        object(&body).map(Self)
+    }
+}
+
+/// Reads a JSON object. Serde would take an array for a struct as well, field by field.
+pub(super) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(Refusal::bad("expected a JSON object"));
+    }
+    let mut text = serde_json::Deserializer::from_slice(body);
+    let document = serde_path_to_error::deserialize(&mut text).map_err(|error| {
+        let path = error.path().to_string();
+        let at = match path.as_str() {
+            "." => String::new(),
+            path => format!("{path}: "),
+        };
+        Refusal::bad(format!("{at}{}", error.inner()))
+    })?;
+    text.end()
+        .map_err(|error| Refusal::bad(error.to_string()))?;
+    Ok(document)
+}
+
+pub(super) fn too_large() -> Refusal {
+    let title = "the body is too large";
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", title).detail(format!(
+        "at most {} bytes, in a batch of leases {}",
+        selvedge_registry::wire::MAX_BODY,
+        super::MAX_BATCH_BODY
+    ))
+}
+
+/// The service in a path, checked.
+#[derive(Debug)]
+pub struct Service(pub ServiceName);
+
+impl<S: Send + Sync> FromRequestParts<S> for Service {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path(name) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| Refusal::bad(error.body_text()))?;
+        service(&name).map(Self)
+    }
+}
+
+/// The service and the instance in a path, checked.
+#[derive(Debug)]
+pub struct Names(pub ServiceName, pub InstanceId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Names {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path((name, id)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| Refusal::bad(error.body_text()))?;
+        let id = InstanceId::new(id).map_err(|error| Refusal::bad(error.to_string()))?;
+        Ok(Self(service(&name)?, id))
+    }
+}
+
+pub(super) fn service(name: &str) -> Result<ServiceName, Refusal> {
+    ServiceName::new(name).map_err(|error| Refusal::bad(error.to_string()))
+}

@@ -1,0 +1,235 @@
+//! How much one client, one service and all of them together may take.
+//!
+//! A registry without limits falls to the first service that registers itself under a new name
+//! with every restart. Limits turn that into one refused client instead of a full memory
+//! everywhere.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use selvedge_resilience::{
+    config::{PolicyError, Rate},
+    rate_limit::RateLimit,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::server::Caps;
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Services in the catalogue. Default 20,000: a third above the 15,000 that are measured.
+    pub services: usize,
+    /// Live instances of one service. Default 10,000: a guess; a list of them is 3 MB.
+    pub instances_per_service: usize,
+    /// Live instances in all. Default 1,000,000: 1 GB of memory.
+    pub instances: usize,
+    /// Requests of one client (by token, certificate or address) on one server; renewals do not
+    /// count. Default "500/s burst 2000": a guess; a deploy of 1,000 instances by one pipeline
+    /// must pass.
+    pub requests: Rate,
+    /// Open watches of one server. Default 20,000: a guess, half of a common descriptor limit.
+    pub watches: usize,
+    /// Open watches of one client on one server. Default 2,000: a guess; behind an address
+    /// translator a whole network is one client.
+    pub watches_per_client: usize,
+    /// Open connections of one server. Default 50,000: a guess.
+    pub connections: usize,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            services: 20_000,
+            instances_per_service: 10_000,
+            instances: 1_000_000,
+            requests: Rate {
+                count: 500,
+                per: Duration::from_secs(1),
+                burst: 2_000,
+            },
+            watches: 20_000,
+            watches_per_client: 2_000,
+            connections: 50_000,
+        }
+    }
+}
+
+impl LimitsConfig {
+    /// What the catalogue itself enforces.
+    pub fn caps(&self) -> Caps {
+        Caps {
+            per_service: self.instances_per_service,
+            total: self.instances,
+        }
+    }
+
+    /// Refuses a limit of nothing.
+    ///
+    /// # Errors
+    /// [`PolicyError`] with the field's path.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        for (field, value) in [
+            ("services", self.services),
+            ("instances_per_service", self.instances_per_service),
+            ("instances", self.instances),
+            ("watches", self.watches),
+            ("watches_per_client", self.watches_per_client),
+            ("connections", self.connections),
+        ] {
+            if value == 0 {
+                let path = format!("limits.{field}");
+                return Err(PolicyError::new(path, value, "at least 1"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Clients whose rate is known. Beyond, those that have not asked for longest make room.
+const CLIENTS: usize = 10_000;
+
+/// Each client's own rate, and its share of the watches.
+#[derive(Debug)]
+pub struct PerClient {
+    rate: Rate,
+    watches: usize,
+    clients: Mutex<HashMap<Arc<str>, Client>>,
+}
+
+#[derive(Debug)]
+struct Client {
+    limit: RateLimit,
+    seen: Instant,
+    watches: usize,
+}
+
+impl PerClient {
+    /// By the limits that are configured.
+    pub fn new(config: &LimitsConfig) -> Self {
+        Self {
+            rate: config.requests,
+            watches: config.watches_per_client,
+            clients: Mutex::default(),
+        }
+    }
+
+    /// Counts one request of `client` at `now`.
+    ///
+    /// # Errors
+    /// How long it has to wait.
+    pub fn request(&self, client: &Arc<str>, now: Instant) -> Result<(), Duration> {
+        let limit = self.with(client, now, |client| client.limit.clone());
+        limit
+            .try_acquire(now)
+            .map(|_what_began_has_begun| ())
+            .map_err(|rejected| rejected.retry_after.unwrap_or(Duration::from_secs(1)))
+    }
+
+    /// Counts an open watch of `client`; `None` if it has as many as it may.
+    pub fn watch(self: &Arc<Self>, client: &Arc<str>, now: Instant) -> Option<WatchSlot> {
+        let most = self.watches;
+        let taken = self.with(client, now, |client| {
+            let free = client.watches < most;
+            client.watches += usize::from(free);
+            free
+        });
+        taken.then(|| WatchSlot {
+            clients: Arc::clone(self),
+            client: Arc::clone(client),
+        })
+    }
+
+    fn with<T>(&self, name: &Arc<str>, now: Instant, f: impl FnOnce(&mut Client) -> T) -> T {
+        let mut clients = self.clients.lock();
+        if clients.len() >= CLIENTS && !clients.contains_key(name) {
+            make_room(&mut clients);
+        }
+        let client = clients.entry(Arc::clone(name)).or_insert_with(|| Client {
+            limit: RateLimit::new(self.rate),
+            seen: now,
+            watches: 0,
+        });
+        client.seen = now;
+        f(client)
+    }
+}
+
+/// Lets the tenth go that has been silent for longest; whoever watches stays.
+fn make_room(clients: &mut HashMap<Arc<str>, Client>) {
+    let idle = clients.iter().filter(|(_, client)| client.watches == 0);
+    let mut idle: Vec<_> = idle.map(|(name, c)| (c.seen, Arc::clone(name))).collect();
+    idle.sort_unstable_by_key(|(seen, _)| *seen);
+    for (_, name) in idle.into_iter().take(CLIENTS / 10) {
+        clients.remove(&name);
+    }
+}
+
+/// One watch's place; given back on drop.
+#[derive(Debug)]
+pub struct WatchSlot {
+    clients: Arc<PerClient>,
+    client: Arc<str>,
+}
+
+impl Drop for WatchSlot {
+    fn drop(&mut self) {
+        if let Some(client) = self.clients.clients.lock().get_mut(&self.client) {
+            client.watches = client.watches.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(text: &str) -> LimitsConfig {
+        serde_json::from_str(text).expect(text)
+    }
+
+    #[test]
+    fn a_limit_of_nothing_is_refused() {
+        assert!(LimitsConfig::default().validate().is_ok());
+        let error = limits(r#"{"services":0}"#).validate().expect_err("nothing");
+        assert_eq!(error.path, "limits.services");
+    }
+
+    #[test]
+    fn one_client_does_not_use_up_anothers_rate() {
+        let clients = PerClient::new(&limits(r#"{"requests":"1/s burst 2"}"#));
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let now = Instant::now();
+        assert!(clients.request(&a, now).is_ok() && clients.request(&a, now).is_ok());
+        let wait = clients.request(&a, now).expect_err("used up");
+        assert_eq!(wait, Duration::from_secs(1));
+        assert!(clients.request(&b, now).is_ok());
+        assert!(clients.request(&a, now + wait).is_ok());
+    }
+
+    #[test]
+    fn watches_are_given_back_and_memory_is_bounded() {
+        let clients = Arc::new(PerClient::new(&limits(r#"{"watches_per_client":1}"#)));
+        let now = Instant::now();
+        let watcher: Arc<str> = "w".into();
+        let held = clients.watch(&watcher, now);
+        assert!(held.is_some() && clients.watch(&watcher, now).is_none());
+        for n in 0..3 * CLIENTS {
+            let name: Arc<str> = n.to_string().into();
+            let later = now + Duration::from_millis(n as u64);
+            assert!(clients.request(&name, later).is_ok());
+        }
+        assert!(clients.clients.lock().len() <= CLIENTS);
+        assert!(
+            clients.watch(&watcher, now).is_none(),
+            "who watches is not forgotten"
+        );
+        drop(held);
+        assert!(clients.watch(&watcher, now).is_some());
+    }
+}

@@ -1,0 +1,195 @@
+//! The client library against real servers: few requests, failover, restarts, and what it keeps.
+
+use std::{net::SocketAddr, sync::atomic::Ordering};
+
+use selvedge_registry::{
+    Locality,
+    client::{Discovery, RegistryClient, ServiceWatch},
+    node::admin::Admin,
+};
+use selvedge_registry_server::{RegistryConfig, RegistryServer};
+
+use crate::support::{ask, client, cluster, config, eventually, instance, name, serving};
+
+fn ids(watch: &ServiceWatch) -> Vec<String> {
+    let list = watch.current();
+    list.endpoints.iter().map(|e| e.id.to_string()).collect()
+}
+
+#[tokio::test]
+async fn a_hundred_instances_renew_in_step() {
+    let server = serving(&config("n1", &[])).await;
+    let client = client(&[&server]);
+    let mut all = Vec::new();
+    for n in 0..100 {
+        all.push(client.register(instance("orders", &format!("i{n}"), 4000 + n)));
+    }
+    for registration in &mut all {
+        registration.registered().await;
+    }
+    let renewals = || server.shared().counters.renewals.load(Ordering::Relaxed);
+    // Two rounds, each a third of a second: everybody's lease is renewed in it.
+    let before = renewals();
+    eventually("renewed twice", || async { renewals() >= before + 200 }).await;
+    let watch = client.watch(&name("orders"));
+    eventually("all are there", || async { ids(&watch).len() == 100 }).await;
+    // One leaves by name, the others by being dropped.
+    all.pop().expect("one").deregister().await;
+    eventually("one less", || async { ids(&watch).len() == 99 }).await;
+    drop(all);
+    eventually("none", || async { watch.current().endpoints.is_empty() }).await;
+}
+
+#[tokio::test]
+async fn a_status_that_changes_is_told_and_one_that_is_lost_is_registered_again() {
+    let server = serving(&config("n1", &[])).await;
+    let client = client(&[&server]);
+    let mut registration = client.register(instance("orders", "i1", 4001));
+    registration.registered().await;
+    let watch = client.watch(&name("orders"));
+    eventually("there", || async { ids(&watch) == ["i1"] }).await;
+    registration.set_status(selvedge_registry::InstanceStatus::Down);
+    eventually("out", || async { ids(&watch).is_empty() }).await;
+    registration.set_status(selvedge_registry::InstanceStatus::Up);
+    eventually("in", || async { ids(&watch) == ["i1"] }).await;
+    let path = ("DELETE", "/v1/services/orders/instances/i1");
+    assert_eq!(ask(&server, path, "").await.status, 204);
+    eventually("out behind its back", || async { ids(&watch).is_empty() }).await;
+    eventually("registered again", || async { ids(&watch) == ["i1"] }).await;
+}
+
+#[tokio::test]
+async fn a_server_that_goes_is_not_noticed() {
+    let [a, b, c] = cluster().await;
+    let client = client(&[&a, &b, &c]);
+    let mut registration = client.register(instance("orders", "i1", 4001));
+    registration.registered().await;
+    let mut watch = client.watch(&name("orders"));
+    watch.synced().await;
+    eventually("there", || async { ids(&watch) == ["i1"] }).await;
+    let emptied = {
+        let mut watch = watch.clone();
+        tokio::spawn(async move {
+            loop {
+                watch.changed().await;
+                if watch.current().endpoints.is_empty() {
+                    return;
+                }
+            }
+        })
+    };
+    for server in [a, b] {
+        server.shutdown().await;
+    }
+    let second = client.register(instance("orders", "i2", 4002));
+    eventually("still told of changes", || async {
+        ids(&watch) == ["i1", "i2"]
+    })
+    .await;
+    assert!(!emptied.is_finished(), "the list was never empty");
+    assert!(!watch.is_stale());
+    drop(second);
+}
+
+/// The same addresses again, in a new life.
+async fn again(config: &RegistryConfig, addr: SocketAddr) -> RegistryServer {
+    let config = RegistryConfig {
+        http: addr,
+        ..config.clone()
+    };
+    serving(&config).await
+}
+
+#[tokio::test]
+async fn a_registry_that_restarts_empty_is_told_again_and_its_clients_keep_their_list() {
+    let config = config("n1", &[]);
+    let server = serving(&config).await;
+    let addr = server.shared().http;
+    let client = client(&[&server]);
+    let mut registration = client.register(instance("orders", "i1", 4001));
+    registration.registered().await;
+    let watch = client.watch(&name("orders"));
+    eventually("there", || async { ids(&watch) == ["i1"] }).await;
+    server.shutdown().await;
+    eventually("nobody answers", || async { client.is_stale() }).await;
+    assert_eq!(ids(&watch), ["i1"], "the last good list stays");
+    let server = again(&config, addr).await;
+    eventually("it is known there again", || async {
+        let path = ("GET", "/v1/services/orders/instances/i1");
+        ask(&server, path, "").await.status == 200
+    })
+    .await;
+    eventually("and heard", || async { !client.is_stale() }).await;
+    eventually("seen", || async { ids(&watch) == ["i1"] }).await;
+}
+
+#[tokio::test]
+async fn what_was_known_is_known_in_the_next_process_while_every_server_is_away() {
+    let dir = tempfile::tempdir().expect("dir");
+    let file = dir.path().join("known.json");
+    let server = serving(&config("n1", &[])).await;
+    let addr = server.shared().http.to_string();
+    let build = || RegistryClient::builder([addr.clone()]).cache(&file).spawn();
+    let first = build();
+    let mut registration = first.register(instance("orders", "i1", 4001));
+    registration.registered().await;
+    let put = ("PUT", "/v1/policies/orders");
+    assert_eq!(ask(&server, put, r#"{"bulkhead":7}"#).await.status, 201);
+    let (watch, policy) = (first.watch(&name("orders")), first.policy(&name("orders")));
+    eventually("known", || async {
+        ids(&watch) == ["i1"] && policy.current().is_some()
+    })
+    .await;
+    eventually("kept", || async {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        text.contains("i1") && text.contains("bulkhead")
+    })
+    .await;
+    server.shutdown().await;
+    drop((registration, first, watch, policy));
+    let second = build();
+    let mut watch = second.watch(&name("orders"));
+    watch.synced().await;
+    assert_eq!(ids(&watch), ["i1"]);
+    assert!(watch.is_stale(), "and said to be old");
+    let policy = second
+        .policy(&name("orders"))
+        .current()
+        .expect("kept as well");
+    assert_eq!(policy.version, 1);
+    let unknown = second.watch(&name("pricing"));
+    assert!(
+        !unknown.current().synced,
+        "what was not known is not known to be empty"
+    );
+}
+
+#[tokio::test]
+async fn servers_nearby_are_preferred() {
+    let place = |zone: &str| Locality {
+        region: "eu".into(),
+        zone: zone.into(),
+    };
+    let mut servers: Vec<RegistryServer> = Vec::new();
+    for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
+        let seeds: Vec<_> = servers.iter().map(RegistryServer::gossip_addr).collect();
+        let mut config = config(node, &seeds);
+        config.locality = place(zone);
+        let server = RegistryServer::start(&config, &Admin::default()).await;
+        let server = server.expect("starts");
+        eventually("serves", || async { server.shared().is_serving() }).await;
+        servers.push(server);
+    }
+    let addrs = || servers.iter().map(|s| s.shared().http.to_string());
+    for (n, zone) in [(0, "a"), (1, "b"), (2, "c")] {
+        let client = RegistryClient::builder(addrs())
+            .locality(place(zone))
+            .spawn();
+        let mut watch = client.watch(&name("orders"));
+        watch.synced().await;
+        let watchers: Vec<usize> = servers.iter().map(|s| s.shared().hub.watchers()).collect();
+        assert_eq!(watchers[n], 1, "{zone}: {watchers:?}");
+        drop((client, watch));
+        eventually("gone", || async { servers[n].shared().hub.watchers() == 0 }).await;
+    }
+}

@@ -1,0 +1,426 @@
+//! Who may do what, over what, and how much of it.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use selvedge_registry::{
+    client::{
+        Discovery, RegistryClient,
+        connect::{Connector, TlsFiles},
+    },
+    node::{admin::Admin, config::Secret},
+};
+use selvedge_registry_server::{RegistryConfig, RegistryServer, tls::TlsConfig};
+
+use crate::support::{Answer, ask, ask_by, config, eventually, instance, name, serving};
+
+const READ: &str = "a-token-that-reads";
+const ORDERS: &str = "a-token-that-registers-orders";
+const OPERATE: &str = "a-token-that-operates";
+const PEER: &str = "what-servers-tell-each-other";
+
+/// Secrets come from files in a configuration; a test puts them in as they are.
+fn secured(node: &str, seeds: &[std::net::SocketAddr]) -> RegistryConfig {
+    let mut config = config(node, seeds);
+    let clients = r#"[
+        {"name":"reader","role":"read","token_sha256":"0000000000000000000000000000000000000000000000000000000000000000"},
+        {"name":"orders-team","role":"register","services":["orders","shop-*"],"max_instances":2,
+         "token_sha256":"0000000000000000000000000000000000000000000000000000000000000000"},
+        {"name":"operator","role":"operate","token_sha256":"0000000000000000000000000000000000000000000000000000000000000000"}
+    ]"#;
+    config.auth.clients = serde_json::from_str(clients).expect("clients");
+    for (client, token) in config.auth.clients.iter_mut().zip([READ, ORDERS, OPERATE]) {
+        client.token_sha256 = None;
+        client.token = Some(Secret::new(token));
+    }
+    config.auth.peer = Some(Secret::new(PEER));
+    config.validate().expect("good");
+    config
+}
+
+async fn by(token: &str, server: &RegistryServer, what: (&str, &str), body: &str) -> Answer {
+    let connector = Connector::plain().with_token(token).expect("a token");
+    let answer = ask_by(&connector, server.shared().http, what, &[], body).await;
+    answer.expect("an answer")
+}
+
+#[tokio::test]
+async fn each_token_opens_what_its_role_does_and_nothing_else() {
+    let server = serving(&secured("n1", &[])).await;
+    let body = r#"{"addr":"10.0.0.1:80","ttl":"30s"}"#;
+    let orders = "/v1/services/orders/instances/i1";
+    for (token, method, path, body, want) in [
+        ("", "GET", "/v1/services", "", 401),
+        ("", "GET", "/v1/openapi.json", "", 200),
+        ("wrong", "GET", "/v1/openapi.json", "", 401),
+        (READ, "GET", "/v1/services", "", 200),
+        (READ, "PUT", orders, body, 403),
+        (ORDERS, "PUT", orders, body, 200),
+        (
+            ORDERS,
+            "PUT",
+            "/v1/services/shop-cart/instances/i1",
+            body,
+            200,
+        ),
+        (ORDERS, "PUT", "/v1/services/orders/instances/i2", body, 429),
+        (ORDERS, "PUT", orders, body, 200),
+        (
+            ORDERS,
+            "PUT",
+            "/v1/services/payments/instances/i1",
+            body,
+            403,
+        ),
+        (
+            ORDERS,
+            "PUT",
+            "/v1/services/orders/instances/i1/override",
+            r#"{"status":"DOWN"}"#,
+            403,
+        ),
+        (ORDERS, "PUT", "/v1/policies/orders", "{}", 403),
+        (
+            OPERATE,
+            "PUT",
+            "/v1/services/orders/instances/i1/override",
+            r#"{"status":"DOWN"}"#,
+            204,
+        ),
+        (OPERATE, "PUT", "/v1/policies/orders", "{}", 201),
+        (
+            OPERATE,
+            "GET",
+            "/v1/replicate?node=x&generation=1&next=0",
+            "",
+            403,
+        ),
+        (PEER, "PUT", orders, body, 403),
+        (ORDERS, "DELETE", orders, "", 204),
+    ] {
+        let answer = match token {
+            "" => ask(&server, (method, path), body).await,
+            token => by(token, &server, (method, path), body).await,
+        };
+        assert_eq!(answer.status, want, "{token} {method} {path}: {answer:?}");
+        if want == 401 {
+            assert_eq!(answer.header("www-authenticate"), "Bearer");
+        }
+        if want >= 400 {
+            assert_eq!(answer.header("content-type"), "application/problem+json");
+        }
+    }
+    let leases =
+        r#"{"leases":[{"service":"payments","id":"a"},{"service":"shop-cart","id":"i1"}]}"#;
+    let answer = by(ORDERS, &server, ("POST", "/v1/leases"), leases)
+        .await
+        .json();
+    assert_eq!(
+        (&answer["renewed"], &answer["refused"][0]["reason"]),
+        (&1.into(), &"forbidden".into())
+    );
+}
+
+#[tokio::test]
+async fn secured_servers_follow_each_other_and_strangers_follow_none() {
+    let first = serving(&secured("n1", &[])).await;
+    let second = serving(&secured("n2", &[first.gossip_addr()])).await;
+    let body = r#"{"addr":"10.0.0.1:80","ttl":"30s"}"#;
+    let path = "/v1/services/orders/instances/i1";
+    assert_eq!(by(ORDERS, &first, ("PUT", path), body).await.status, 200);
+    eventually("the other has it", || async {
+        by(READ, &second, ("GET", path), "").await.status == 200
+    })
+    .await;
+    let follow = ("GET", "/v1/replicate?node=x&generation=1&next=0");
+    assert_eq!(ask(&first, follow, "").await.status, 401);
+}
+
+#[tokio::test]
+async fn who_asks_too_often_waits_and_renewals_never_do() {
+    let mut config = config("n1", &[]);
+    config.limits.requests = "1/s burst 3".parse().expect("rate");
+    config.limits.watches_per_client = 1;
+    let server = serving(&config).await;
+    let path = "/v1/services/orders/instances/i1";
+    let body = r#"{"addr":"10.0.0.1:80","ttl":"30s"}"#;
+    assert_eq!(ask(&server, ("PUT", path), body).await.status, 200);
+    let mut last = 200;
+    for _ in 0..3 {
+        let answer = ask(&server, ("GET", path), "").await;
+        last = answer.status;
+        if last == 429 {
+            assert_eq!(answer.header("retry-after"), "1");
+        }
+    }
+    assert_eq!(last, 429);
+    for _ in 0..20 {
+        let lease = ("PUT", "/v1/services/orders/instances/i1/lease");
+        assert_eq!(ask(&server, lease, "").await.status, 204);
+        let leases = r#"{"leases":[{"service":"orders","id":"i1"}]}"#;
+        assert_eq!(
+            ask(&server, ("POST", "/v1/leases"), leases).await.status,
+            200
+        );
+    }
+}
+
+#[tokio::test]
+async fn there_is_room_for_so_many_and_no_more() {
+    let mut config = config("n1", &[]);
+    config.limits.services = 2;
+    config.limits.instances_per_service = 2;
+    let server = serving(&config).await;
+    let body = r#"{"addr":"10.0.0.1:80","ttl":"30s"}"#;
+    for (path, want, part) in [
+        ("a/instances/1", 200, ""),
+        ("a/instances/2", 200, ""),
+        ("a/instances/3", 429, "instances of a service: at most 2"),
+        ("a/instances/2", 200, ""),
+        ("b/instances/1", 200, ""),
+        ("c/instances/1", 429, "services: at most 2"),
+    ] {
+        let path = format!("/v1/services/{path}");
+        let answer = ask(&server, ("PUT", &path), body).await;
+        assert_eq!(answer.status, want, "{path}: {answer:?}");
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+/// An authority and what it has signed, as files.
+struct Authority {
+    dir: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut params = CertificateParams::new(Vec::new()).expect("params");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("key");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("signed");
+        std::fs::write(dir.path().join("ca.pem"), issuer.pem()).expect("written");
+        Self { dir, issuer }
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
+    }
+
+    /// Certificate and key for these names.
+    fn issue(&self, file: &str, names: &[&str]) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new(Vec::new()).expect("params");
+        params.subject_alt_names = names
+            .iter()
+            .map(|name| match name.parse() {
+                Ok(ip) => SanType::IpAddress(ip),
+                Err(_) if name.contains("://") => SanType::URI((*name).try_into().expect("a URI")),
+                Err(_) => SanType::DnsName((*name).try_into().expect("a name")),
+            })
+            .collect();
+        let key = KeyPair::generate().expect("key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        let path = |end: &str| self.dir.path().join(format!("{file}.{end}"));
+        let write = |path: &Path, text: &str| std::fs::write(path, text).expect("written");
+        write(&path("pem"), &certificate.pem());
+        write(&path("key"), &key.serialize_pem());
+        (path("pem"), path("key"))
+    }
+
+    fn server(&self, mutual: bool) -> TlsConfig {
+        let (cert, key) = self.issue("server", &["127.0.0.1"]);
+        TlsConfig {
+            cert: Some(cert),
+            key: Some(key),
+            ca: Some(self.ca()),
+            client_ca: mutual.then(|| self.ca()),
+            server_name: None,
+        }
+    }
+
+    fn connector(&self, identity: Option<(PathBuf, PathBuf)>) -> Connector {
+        let files = TlsFiles {
+            ca: self.ca(),
+            identity,
+            server_name: None,
+        };
+        Connector::tls(&files).expect("good files")
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_and_its_clients_speak_tls() {
+    let authority = Authority::new();
+    let mut one = secured("n1", &[]);
+    one.tls = authority.server(false);
+    one.validate().expect("good");
+    let first = serving(&one).await;
+    let mut two = secured("n2", &[first.gossip_addr()]);
+    two.tls = authority.server(false);
+    let second = serving(&two).await;
+    let connector = authority
+        .connector(None)
+        .with_token(OPERATE)
+        .expect("token");
+    let client = |server: &RegistryServer| {
+        RegistryClient::builder([server.shared().http.to_string()])
+            .connector(connector.clone())
+            .spawn()
+    };
+    let mut registration = client(&first).register(instance("orders", "i1", 4001));
+    registration.registered().await;
+    let watch = client(&second).watch(&name("orders"));
+    eventually("seen through the other server", || async {
+        watch.current().endpoints.len() == 1
+    })
+    .await;
+    // In clear, by a stranger's authority, under another name: no.
+    let addr = first.shared().http;
+    let what = ("GET", "/v1/openapi.json");
+    assert!(
+        ask_by(&Connector::plain(), addr, what, &[], "")
+            .await
+            .is_err()
+    );
+    let stranger = Authority::new().connector(None);
+    let error = ask_by(&stranger, addr, what, &[], "")
+        .await
+        .expect_err("not ours");
+    assert!(error.to_string().contains("certificate"), "{error}");
+    let misnamed = Connector::tls(&TlsFiles {
+        ca: authority.ca(),
+        identity: None,
+        server_name: Some("registry.example".into()),
+    });
+    let misnamed = misnamed.expect("good files");
+    assert!(ask_by(&misnamed, addr, what, &[], "").await.is_err());
+}
+
+#[tokio::test]
+async fn a_certificate_is_a_clients_name() {
+    let authority = Authority::new();
+    let mut config = config("n1", &[]);
+    config.tls = authority.server(true);
+    config.auth.peer = Some(Secret::new(PEER));
+    let client = r#"{"name":"orders-team","role":"register","services":["orders"],
+                     "certificate":"spiffe://mesh/orders"}"#;
+    config.auth.clients = vec![serde_json::from_str(client).expect("client")];
+    config.validate().expect("good");
+    let server = serving(&config).await;
+    let addr = server.shared().http;
+    let put = async |connector: &Connector, service: &str| {
+        let path = format!("/v1/services/{service}/instances/i1");
+        let body = r#"{"addr":"10.0.0.1:80","ttl":"30s"}"#;
+        let answer = ask_by(connector, addr, ("PUT", &path), &[], body).await;
+        answer.map(|answer| answer.status)
+    };
+    let ours = authority.issue("orders", &["spiffe://mesh/orders"]);
+    let ours = authority.connector(Some(ours));
+    assert_eq!(put(&ours, "orders").await.expect("answer"), 200);
+    assert_eq!(put(&ours, "payments").await.expect("answer"), 403);
+    let unnamed = authority.issue("other", &["spiffe://mesh/other"]);
+    let unnamed = authority.connector(Some(unnamed));
+    assert_eq!(put(&unnamed, "orders").await.expect("answer"), 401);
+    // Without one, or with one that somebody else has signed, there is no connection.
+    assert!(put(&authority.connector(None), "orders").await.is_err());
+    let stranger = Authority::new();
+    let theirs = stranger.issue("orders", &["spiffe://mesh/orders"]);
+    assert!(
+        put(&authority.connector(Some(theirs)), "orders")
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn certificates_that_cannot_be_used_are_a_message_at_the_start() {
+    let authority = Authority::new();
+    let mut config = config("n1", &[]);
+    config.tls = authority.server(false);
+    config.tls.key = Some(authority.issue("another", &["127.0.0.1"]).1);
+    let error = RegistryServer::start(&config, &Admin::default()).await;
+    let error = anyhow::Error::from(error.expect_err("not its key"));
+    assert!(format!("{error:#}").contains("server.pem"), "{error:#}");
+}
+
+/// Log lines of this thread.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0
+            .lock()
+            .expect("not poisoned")
+            .extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _for_this_thread = tracing::subscriber::set_default(subscriber);
+    let config = secured("n1", &[]);
+    let server = serving(&config).await;
+    let body = r#"{"addr":"10.0.0.1:80","ttl":"30s"}"#;
+    let path = "/v1/services/orders/instances/i1";
+    by(ORDERS, &server, ("PUT", path), body).await;
+    by(
+        ORDERS,
+        &server,
+        ("PUT", "/v1/services/orders/instances/i1/lease"),
+        "",
+    )
+    .await;
+    by(READ, &server, ("DELETE", path), "").await;
+    by(OPERATE, &server, ("PUT", "/v1/policies/orders"), "{}").await;
+    let text = String::from_utf8(lines.0.lock().expect("lines").clone()).expect("UTF-8");
+    let audit: Vec<serde_json::Value> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|line: &serde_json::Value| line["target"] == "audit")
+        .collect();
+    let told: Vec<String> = audit
+        .iter()
+        .map(|line| {
+            let of = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            format!(
+                "{} {} {} {}",
+                of("client"),
+                of("action"),
+                of("subject"),
+                line["outcome"]
+            )
+        })
+        .collect();
+    let want = [
+        "orders-team register orders/i1 200",
+        "reader refused /v1/services/orders/instances/i1 403",
+        "operator policy orders 201",
+    ];
+    assert_eq!(told, want);
+    let dump = serde_json::to_string(&config).expect("json");
+    let debug = format!("{config:?} {:?}", server.shared());
+    for token in [READ, ORDERS, OPERATE, PEER] {
+        for shown in [&text, &dump, &debug] {
+            assert!(!shown.contains(token), "{token}");
+        }
+    }
+}
