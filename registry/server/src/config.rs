@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     auth::AuthConfig,
+    dns::DnsConfig,
+    eureka::EurekaConfig,
     gossip::keyring::{Key, Keyring},
     lease::LeasesConfig,
     limits::LimitsConfig,
@@ -54,6 +56,10 @@ pub struct RegistryConfig {
     pub limits: LimitsConfig,
     /// Other regions.
     pub regions: RegionsConfig,
+    /// Eureka's clients, and Eureka servers beside this one.
+    pub eureka: EurekaConfig,
+    /// Services as names.
+    pub dns: DnsConfig,
     /// The admin port.
     pub admin: AdminConfig,
     /// Logs and traces.
@@ -188,6 +194,8 @@ impl Default for RegistryConfig {
             tls: TlsConfig::default(),
             limits: LimitsConfig::default(),
             regions: RegionsConfig::default(),
+            eureka: EurekaConfig::default(),
+            dns: DnsConfig::default(),
             admin: AdminConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
@@ -223,6 +231,8 @@ impl RegistryConfig {
         self.auth.validate(self.http, self.tls.is_mutual())?;
         self.limits.validate()?;
         self.regions.validate(&self.locality.region)?;
+        self.eureka.validate()?;
+        self.dns.validate()?;
         self.admin
             .validate()
             .map_err(|why| PolicyError::new("admin.bind", self.admin.bind, why))

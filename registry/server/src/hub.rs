@@ -23,7 +23,7 @@ use selvedge_registry::{
 use serde::Serialize;
 use tokio::sync::{Notify, broadcast};
 
-use crate::catalogue::{Entry, Visible};
+use crate::catalogue::{Entry, Record, Visible};
 
 /// Changes a watcher of everything may be behind before it is given snapshots instead. A guess:
 /// two seconds at 500 writes a second.
@@ -54,6 +54,8 @@ pub struct Published {
     pub event: Bytes,
     /// The change; empty if it is about the policy.
     pub delta: Arc<ServiceDelta>,
+    /// What was known of the instance before.
+    pub before: Option<Arc<Record>>,
 }
 
 /// A policy's event.
@@ -91,6 +93,8 @@ struct Watches {
 #[derive(Debug)]
 pub struct Hub {
     all: broadcast::Sender<Arc<Published>>,
+    /// Of those who get all, parts of this server.
+    own: AtomicUsize,
     watches: Arc<Watches>,
 }
 
@@ -98,6 +102,7 @@ impl Default for Hub {
     fn default() -> Self {
         Self {
             all: broadcast::channel(BACKLOG).0,
+            own: AtomicUsize::new(0),
             watches: Arc::default(),
         }
     }
@@ -131,6 +136,12 @@ impl Hub {
         let _nobody_wants_all = self.all.send(published);
     }
 
+    /// Every change from now on, for a part of this server that lives as long as it: nobody's watch.
+    pub fn listen(&self) -> broadcast::Receiver<Arc<Published>> {
+        self.own.fetch_add(1, Ordering::Relaxed);
+        self.all.subscribe()
+    }
+
     /// Every change from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Published>> {
         self.all.subscribe()
@@ -159,7 +170,9 @@ impl Hub {
 
     /// Watches open.
     pub fn watchers(&self) -> usize {
-        self.all.receiver_count() + self.watches.open.load(Ordering::Relaxed)
+        let all = self.all.receiver_count();
+        all.saturating_sub(self.own.load(Ordering::Relaxed))
+            + self.watches.open.load(Ordering::Relaxed)
     }
 }
 
@@ -194,6 +207,7 @@ fn published(visible: &Visible, service: ServiceName, kind: Kind) -> Published {
         kind,
         event,
         delta: Arc::new(delta),
+        before: visible.before.clone(),
     }
 }
 

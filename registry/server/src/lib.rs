@@ -27,6 +27,8 @@ pub mod audit;
 pub mod auth;
 pub mod catalogue;
 pub mod config;
+pub mod dns;
+pub mod eureka;
 pub mod gossip;
 pub mod hub;
 pub mod lease;

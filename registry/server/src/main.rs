@@ -92,11 +92,12 @@ async fn serve(config: RegistryConfig, ports_file: Option<PathBuf>) -> anyhow::R
     let server = RegistryServer::start(&config, &admin).await?;
     let shared = Arc::clone(server.shared());
     if let Some(path) = ports_file {
-        let ports = [
+        let mut ports = vec![
             ("http", shared.http),
             ("gossip", server.gossip_addr()),
             ("admin", admin_addr),
         ];
+        ports.extend(server.dns_addr().map(|dns| ("dns", dns)));
         listen::write_ports(&path, &ports).with_context(|| format!("write {}", path.display()))?;
     }
     tracing::info!(address = %admin_addr, "admin port");

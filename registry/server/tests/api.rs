@@ -128,7 +128,7 @@ async fn what_is_wrong_is_refused_with_a_problem_that_says_what_is_allowed() {
             400,
             "resume token",
         ),
-        ("GET", "/v2/services", "", 404, ""),
+        ("GET", "/v9/services", "", 404, ""),
         ("POST", "/v1/services", "", 405, ""),
     ];
     for (method, path, body, want, hint) in cases {

@@ -3,6 +3,8 @@
 mod api;
 mod client;
 mod cluster;
+mod dns;
+mod eureka;
 mod gossip_sim;
 mod gossip_udp;
 mod policies;

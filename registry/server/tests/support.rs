@@ -42,9 +42,12 @@ pub(crate) fn config(node: &str, seeds: &[SocketAddr]) -> RegistryConfig {
 }
 
 pub(crate) async fn start(node: &str, seeds: &[SocketAddr]) -> RegistryServer {
-    RegistryServer::start(&config(node, seeds), &Admin::default())
-        .await
-        .expect("starts")
+    start_with(&config(node, seeds)).await
+}
+
+pub(crate) async fn start_with(config: &RegistryConfig) -> RegistryServer {
+    let server = RegistryServer::start(config, &Admin::default()).await;
+    server.expect("starts")
 }
 
 /// A server, and what it counts.

@@ -153,7 +153,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Who {
 }
 
 /// Every path of the API, behind the guard, and the dialects beside it.
-pub(crate) fn router(api: Arc<Api>) -> Router {
+pub(crate) fn router(api: Arc<Api>, dialects: Router) -> Router {
     let instance = "/v1/services/{service}/instances/{id}";
     let v1 = Router::new()
         .route("/v1/openapi.json", get(openapi::document))
@@ -202,7 +202,8 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
             let title = "this path does not take this method";
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", title)
         });
-    v1.layer(middleware::from_fn_with_state(api, guard::guard))
+    v1.merge(dialects)
+        .layer(middleware::from_fn_with_state(api, guard::guard))
 }
 
 pub(crate) use self::serve::{Listener, serve};

@@ -37,8 +37,8 @@ pub(crate) struct Listener {
     pub(crate) tls: Option<Acceptor>,
 }
 
-/// Serves the API until it is told to stop, then lets requests end.
-pub(crate) async fn serve(listener: Listener, api: Arc<Api>) {
+/// Serves the API, and other dialects behind the same guard, until it is told to stop, then lets requests end.
+pub(crate) async fn serve(listener: Listener, api: Arc<Api>, dialects: Router) {
     let socket = match TcpListener::from_std(listener.socket) {
         Ok(socket) => socket,
         Err(error) => {
@@ -50,7 +50,7 @@ pub(crate) async fn serve(listener: Listener, api: Arc<Api>) {
         api.limits.connections.min(Semaphore::MAX_PERMITS),
     ));
     let stop = api.stop.clone();
-    let router = router(Arc::clone(&api));
+    let router = router(Arc::clone(&api), dialects);
     let mut connections = JoinSet::new();
     loop {
         // Whoever finds no place waits in the kernel's queue.

@@ -51,6 +51,8 @@ pub struct Visible {
     pub revision: Revision,
     /// What has changed.
     pub entry: Entry,
+    /// What was known of the instance before.
+    pub before: Option<Arc<Record>>,
 }
 
 /// What became of a record.
@@ -183,6 +185,7 @@ impl Catalogue {
                 Change::Visible(Visible {
                     revision: self.revision,
                     entry: Entry::Instance(Arc::clone(&now)),
+                    before: before.clone(),
                 })
             }
             _ => Change::Hidden,
@@ -206,6 +209,7 @@ impl Catalogue {
         Change::Visible(Visible {
             revision: self.revision,
             entry: Entry::Policy(entry),
+            before: None,
         })
     }
 

@@ -37,6 +37,8 @@ use crate::{
     api::{self, Api},
     catalogue::NodeId,
     config::RegistryConfig,
+    dns::Dns,
+    eureka::Eureka,
     gossip::{self, Gossip, generation},
     persist,
     regions::{self, Regions},
@@ -101,6 +103,7 @@ impl std::fmt::Debug for Environment {
 pub struct RegistryServer {
     shared: Arc<Shared>,
     gossip_addr: SocketAddr,
+    dns_addr: Option<SocketAddr>,
     gossip: Gossip,
     tasks: JoinSet<()>,
     stop: watch::Sender<bool>,
@@ -220,17 +223,29 @@ impl RegistryServer {
         for following in regions::follow(&regions, &shared, &config.peer_connector()?)? {
             tasks.spawn(following);
         }
+        let dns = Dns::bind(&config.dns, &config.locality, &shared)?;
+        let dns_addr = dns.as_ref().map(Dns::addr);
+        if let Some(dns) = dns {
+            tasks.spawn(dns.run());
+        }
+        let mut dialects = axum::Router::new();
+        if config.eureka.enabled {
+            let eureka = Eureka::new(Arc::clone(&shared), &config.eureka);
+            dialects = dialects.merge(eureka.router());
+            tasks.spawn(eureka.run());
+        }
         let (stop, stopped) = watch::channel(false);
         let listener = api::Listener {
             socket: listener,
             tls,
         };
         let api = Api::new(config, Arc::clone(&shared), regions, stopped);
-        let api = tokio::spawn(api::serve(listener, Arc::new(api)));
+        let api = tokio::spawn(api::serve(listener, Arc::new(api), dialects));
         tracing::info!(node = %shared.node, http = %http, gossip = %gossip_addr, "registry server started");
         let server = Self {
             shared,
             gossip_addr,
+            dns_addr,
             gossip,
             tasks,
             stop,
@@ -265,6 +280,11 @@ impl RegistryServer {
     /// Where it gossips.
     pub fn gossip_addr(&self) -> SocketAddr {
         self.gossip_addr
+    }
+
+    /// Where it answers DNS, if it does.
+    pub fn dns_addr(&self) -> Option<SocketAddr> {
+        self.dns_addr
     }
 
     /// Leaves the cluster and stops: hands its leases over with the time that remains of them, so

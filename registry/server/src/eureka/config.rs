@@ -1,0 +1,66 @@
+//! `[eureka]`.
+
+use selvedge_resilience::config::{Millis, PolicyError};
+use serde::{Deserialize, Serialize};
+
+use super::peers::Peer;
+
+/// The Eureka dialect.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EurekaConfig {
+    /// Whether Eureka's paths are served, beside v1's on the same port. Default true.
+    pub enabled: bool,
+    /// Eureka servers beside this one during a migration, such as `"http://10.0.0.9:8761/eureka"`:
+    /// what is registered here is passed on to them. Those servers must name this one as their
+    /// peer for the other direction. Default: none. Other Selvedge servers of this cluster do not
+    /// belong here.
+    pub peers: Vec<String>,
+    /// How long Eureka's reads wait at start for one of `peers` to say what it has. Default "30s":
+    /// Eureka's own `registrySyncRetryWaitMs`.
+    pub seed_timeout: Millis,
+    /// How often `peers` hear that the instances registered here are still there. Default "10s": a
+    /// third of the shortest lease that they are told of.
+    pub peer_heartbeat: Millis,
+}
+
+impl Default for EurekaConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            peers: Vec::new(),
+            seed_timeout: Millis::new(30_000),
+            peer_heartbeat: Millis::new(10_000),
+        }
+    }
+}
+
+impl EurekaConfig {
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// [`PolicyError`] with the field's path, its value and what is allowed.
+    pub fn validate(&self) -> Result<(), PolicyError> {
+        for peer in &self.peers {
+            if let Err(allowed) = Peer::parse(peer) {
+                // A URL may hold a password, and this is shown.
+                let shown = peer.rsplit('@').next().unwrap_or_default();
+                return Err(PolicyError::new("eureka.peers", shown, allowed));
+            }
+        }
+        let ms = self.peer_heartbeat.0.as_millis();
+        if !(100..=30_000).contains(&ms) {
+            let allowed = "\"100ms\" to \"30s\"";
+            return Err(PolicyError::new(
+                "eureka.peer_heartbeat",
+                self.peer_heartbeat,
+                allowed,
+            ));
+        }
+        if !self.enabled && !self.peers.is_empty() {
+            let allowed = "true where eureka.peers are named";
+            return Err(PolicyError::new("eureka.enabled", "false", allowed));
+        }
+        Ok(())
+    }
+}

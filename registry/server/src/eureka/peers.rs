@@ -1,0 +1,262 @@
+//! Eureka servers beside this one, for as long as a migration takes.
+//!
+//! While services move one by one, those that still ask the old servers must see those that have
+//! moved. Eureka's servers tell each other what their own clients did, once, and mark it, so that
+//! nobody passes it on; this is one more such server. It compares rather than remembers: whatever
+//! differs between what a peer was told and what the catalogue says of this server's own instances
+//! is sent, so that an outage of a peer costs nothing but time.
+//!
+//! # Guarantees
+//! - What came from a peer is not sent to a peer.
+//! - Of several servers of one cluster, the one that keeps an instance's lease speaks for it.
+//! - A peer that is away is asked again ever more seldom; what it is owed is bounded by what there
+//!   is.
+//!
+//! # What it does not do
+//! TLS: a peer is reached over `http://`.
+//!
+//! # Source
+//! Netflix's `PeerEurekaNode` and `AcceptorExecutor`: 250 items, 500 ms; 503 means congestion (1 s).
+
+mod link;
+mod outbox;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use serde_json::Value;
+
+pub(crate) use self::link::Peer;
+use self::{link::Link, outbox::Outbox};
+use super::{
+    Eureka, EurekaConfig, model,
+    model::Instance,
+    now,
+    ops::{Done, Via},
+    record::{self, dirty_of},
+};
+use crate::catalogue::Key;
+
+/// How long changes are collected. Source: `maxBatchingDelay`, 500 ms.
+const COLLECT: Duration = Duration::from_millis(500);
+/// Items of one batch. Source: `maxElementsInReplicationPool`'s batches of 250.
+const BATCH: usize = 250;
+/// The longest pause before a peer is tried again. A guess.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// How long it is remembered what a peer has said of an instance that is gone. A guess: many times
+/// what an event takes to arrive.
+const REMEMBER: Duration = Duration::from_secs(60);
+
+/// What is known of the peers.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    list: Vec<Peer>,
+    heartbeat: Duration,
+    seed_timeout: Duration,
+    heard: Mutex<HashMap<Key, Heard>>,
+}
+
+/// A state that came from a peer.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    at: Instant,
+    /// `None` while it is being applied.
+    state: Option<u64>,
+}
+
+impl Peers {
+    pub(crate) fn new(config: &EurekaConfig) -> Self {
+        // Validated before: what does not parse was refused with its reason.
+        let list = config.peers.iter().filter_map(|url| Peer::parse(url).ok());
+        Self {
+            list: list.collect(),
+            heartbeat: config.peer_heartbeat.0,
+            seed_timeout: config.seed_timeout.0,
+            heard: Mutex::default(),
+        }
+    }
+}
+
+impl Eureka {
+    /// The state of an instance as a number: 0 if it is not live.
+    fn state_of(&self, key: &Key) -> u64 {
+        let catalogue = self.shared.catalogue();
+        match catalogue.get(&key.0, &key.1).map(|record| &record.body) {
+            Some(crate::catalogue::Body::Live(live)) => {
+                xxhash_rust::xxh3::xxh3_64(live.text().as_bytes()).max(1)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Applies what a peer says and remembers that it did.
+    pub(crate) fn heard_from_peer(&self, key: Key, apply: impl FnOnce() -> Done) -> Done {
+        if self.peers.list.is_empty() {
+            return apply();
+        }
+        let heard = |state| Heard { at: now(), state };
+        // Before the change can be seen, or it could be sent back before it is marked.
+        self.peers.heard.lock().insert(key.clone(), heard(None));
+        let done = apply();
+        let state = self.state_of(&key);
+        self.peers.heard.lock().insert(key, heard(Some(state)));
+        done
+    }
+
+    /// Whether the present state of an instance came from a peer; `None` if that is not known yet.
+    fn is_heard(&self, key: &Key) -> Option<bool> {
+        match self.peers.heard.lock().get(key) {
+            None => Some(false),
+            Some(Heard { state: None, .. }) => None,
+            Some(Heard {
+                state: Some(state), ..
+            }) => Some(*state == self.state_of(key)),
+        }
+    }
+
+    fn forget_heard(&self) {
+        let catalogue = self.shared.catalogue();
+        self.peers.heard.lock().retain(|(service, id), heard| {
+            let recent = now().saturating_duration_since(heard.at) < REMEMBER;
+            recent || catalogue.live_record(service, id).is_some()
+        });
+    }
+}
+
+/// Talks to every peer; never ends.
+pub(crate) async fn run(eureka: &Arc<Eureka>) {
+    if eureka.peers.list.is_empty() {
+        return std::future::pending().await;
+    }
+    let talks = eureka.peers.list.iter().map(|peer| talk(eureka, peer));
+    tokio::join!(seed(eureka), futures_util::future::join_all(talks));
+}
+
+/// Takes what the first peer that answers has, so that nobody is shown an empty registry.
+async fn seed(eureka: &Arc<Eureka>) {
+    let deadline = tokio::time::Instant::now() + eureka.peers.seed_timeout;
+    let mut serving = eureka.shared.serving();
+    // The sender lives in `shared`.
+    while !*serving.borrow_and_update() && serving.changed().await.is_ok() {}
+    let answered = tokio::time::timeout_at(deadline, async {
+        loop {
+            for peer in &eureka.peers.list {
+                match Link::new(peer).apps().await {
+                    Ok(document) => return (peer, document),
+                    Err(error) => {
+                        tracing::warn!(peer = %peer, error = %error, "fetch a eureka peer's registry failed");
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    if let Ok((peer, document)) = answered.await {
+        let taken = take_all(eureka, &document);
+        tracing::info!(peer = %peer, instances = taken, "took a eureka peer's registry");
+    } else {
+        tracing::warn!("no eureka peer has said what it has: answering without");
+    }
+    eureka.seeded.store(true, Ordering::Relaxed);
+}
+
+fn list_of(value: Option<&Value>) -> &[Value] {
+    match value {
+        Some(Value::Array(list)) => list,
+        Some(one @ Value::Object(_)) => std::slice::from_ref(one),
+        _ => &[],
+    }
+}
+
+fn take_all(eureka: &Eureka, document: &Value) -> usize {
+    let applications = document.get("applications").unwrap_or(document);
+    let apps = list_of(applications.get("application"));
+    let instances = apps.iter().flat_map(|app| list_of(app.get("instance")));
+    let mut taken = 0;
+    for instance in instances.filter_map(|instance| model::read(instance).ok()) {
+        taken += usize::from(adopt(eureka, &instance));
+    }
+    taken
+}
+
+/// Takes a peer's copy of an instance unless ours is as new.
+fn adopt(eureka: &Eureka, instance: &Instance) -> bool {
+    let Some(named) = super::ops::Named::new(&instance.app, &instance.id) else {
+        return false;
+    };
+    let known = eureka.find(&named);
+    let newer = known.is_none_or(|(known, extra)| {
+        dirty_of(&known, extra.as_ref()) < instance.dirty_ms.unwrap_or_default()
+    });
+    newer && eureka.register(&instance.app, instance, Via::Peer) == Done::Ok
+}
+
+async fn talk(eureka: &Arc<Eureka>, peer: &Peer) {
+    let mut outbox = Outbox::new(eureka);
+    let mut link = Link::new(peer);
+    let mut tick = tokio::time::interval(COLLECT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut next_beat = now() + eureka.peers.heartbeat;
+    let mut failures = 0u32;
+    loop {
+        tick.tick().await;
+        outbox.collect();
+        if now() >= next_beat {
+            next_beat = now() + eureka.peers.heartbeat;
+            outbox.queue_heartbeats();
+            eureka.forget_heard();
+        }
+        while let Some(batch) = outbox.next_batch(BATCH) {
+            let sent = link.batch(&batch.items).await;
+            let pause = match sent {
+                Ok(answers) => {
+                    failures = 0;
+                    if outbox.settle(batch, answers) {
+                        continue;
+                    }
+                    // Some items failed there: with the next tick.
+                    break;
+                }
+                Err(error) => {
+                    outbox.take_back(batch);
+                    failures += 1;
+                    let message = "tell a eureka peer failed";
+                    if failures == 1 {
+                        tracing::warn!(peer = %peer, error = %error, message);
+                    } else {
+                        tracing::debug!(peer = %peer, error = %error, message);
+                    }
+                    let least = if error.is_congestion() { 1000 } else { 100 };
+                    Duration::from_millis(least << failures.min(6)).min(MAX_PAUSE)
+                }
+            };
+            tokio::time::sleep(pause).await;
+            outbox.collect();
+        }
+    }
+}
+
+/// A peer renews what we renew: its lease must outlast a few of our rounds.
+fn lease_for_peers(instance: &mut Instance, heartbeat: Duration) {
+    let round = i32::try_from(heartbeat.as_secs())
+        .unwrap_or(i32::MAX)
+        .max(1);
+    let lease = &mut instance.lease;
+    lease.renewal_secs = lease.renewal_secs.max(round);
+    lease.duration_secs = lease.duration_secs.max(round.saturating_mul(3));
+}
+
+/// An instance as peers are told of it.
+fn for_peers(
+    eureka: &Eureka,
+    key: &Key,
+    found: &selvedge_registry::wire::InstanceRecord,
+) -> Box<Instance> {
+    let mut instance = record::instance(&key.0, found, model::Action::Added);
+    lease_for_peers(&mut instance, eureka.peers.heartbeat);
+    Box::new(instance)
+}
