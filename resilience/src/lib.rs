@@ -5,6 +5,7 @@
 //! | what goes wrong | what helps | here |
 //! |---|---|---|
 //! | one try fails, the next would not | retry with backoff, on a budget | [`retry`] |
+//! | one try of many is far slower than the rest | a second one beside it, on the same budget | [`hedge`] |
 //! | the callee is down and calls pile up | circuit breaker | [`breaker`] |
 //! | the callee is slow and calls pile up | deadline, bulkhead | [`TimeoutLayer`], [`bulkhead`] |
 //! | one method, tenant or key of many is bad | a core for each key | [`keyed`] |
@@ -90,6 +91,7 @@ pub mod context;
 pub mod events;
 pub mod fallback;
 pub mod fault;
+pub mod hedge;
 pub mod keyed;
 #[cfg(feature = "tower")]
 pub mod layer;
