@@ -13,6 +13,8 @@ use crate::{
     breaker::BreakerConfig,
     bulkhead::BulkheadConfig,
     config::{Millis, PolicyError, Rate, ensure},
+    fallback::FallbackConfig,
+    fault::FaultConfig,
     retry::RetryConfig,
     throttle::ThrottleConfig,
 };
@@ -54,6 +56,12 @@ pub struct TrafficPolicy {
     /// Tries that may begin in a span of time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<Rate>,
+    /// What happens to tries on purpose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<FaultConfig>,
+    /// What is answered where there would be no answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<FallbackConfig>,
     /// Which endpoint takes a try.
     pub balance: BalanceConfig,
     /// When an endpoint is left out.
@@ -134,6 +142,12 @@ impl TrafficPolicy {
         }
         if let Some(limit) = &self.concurrency {
             limit.validate().map_err(|e| e.within("concurrency"))?;
+        }
+        if let Some(fault) = &self.fault {
+            fault.validate().map_err(|e| e.within("fault"))?;
+        }
+        if let Some(fallback) = &self.fallback {
+            fallback.validate().map_err(|e| e.within("fallback"))?;
         }
         self.balance.validate().map_err(|e| e.within("balance"))?;
         self.outlier.validate().map_err(|e| e.within("outlier"))

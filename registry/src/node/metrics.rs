@@ -27,6 +27,8 @@ pub enum Name {
     PolicyRejections,
     /// `selvedge.request.refusals`: requests refused at the door, by reason.
     RequestRefusals,
+    /// `selvedge.fallback.answers`: answers that stood in for another.
+    FallbackAnswers,
     /// `selvedge.connections.active`: client connections.
     ConnectionsActive,
     /// `selvedge.access_log.dropped`: log lines that found their buffer full.
@@ -84,6 +86,11 @@ impl Name {
             Self::RequestRefusals => (
                 "selvedge_request_refusals",
                 "Requests refused at the door",
+                None,
+            ),
+            Self::FallbackAnswers => (
+                "selvedge_fallback_answers",
+                "Answers that stood in for another",
                 None,
             ),
             Self::ConnectionsActive => ("selvedge_connections_active", "Client connections", None),

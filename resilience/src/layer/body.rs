@@ -98,6 +98,19 @@ impl<B: Body, G: Completes> GuardedBody<B, G> {
     }
 }
 
+impl<B, G: Completes> GuardedBody<B, G> {
+    /// A body that nothing depends on.
+    pub(super) fn free(inner: B) -> Self {
+        Self {
+            inner,
+            guard: None,
+            outcome: Outcome::Ignored,
+            deadline: None,
+            timer: None,
+        }
+    }
+}
+
 fn end<G: Completes>(guard: &mut Option<CallGuard<G>>, outcome: Outcome) {
     if let Some(mut guard) = guard.take() {
         guard.complete(outcome, None);

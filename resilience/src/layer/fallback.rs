@@ -20,7 +20,7 @@ use tower_service::Service;
 use super::{BoxError, EitherBody, Error, FixedBody, oneshot::Oneshot};
 use crate::{
     config::PolicyError,
-    fallback::{Cause, DEGRADED, Degraded, FallbackConfig},
+    fallback::{Cause, DEGRADED, Degraded, FallbackConfig, FixedAnswer},
     outcome::Rejected,
 };
 
@@ -68,6 +68,31 @@ pub trait Backup<E>: Clone {
 #[derive(Debug, Clone)]
 pub struct Fixed(Arc<(StatusCode, HeaderValue, Bytes)>);
 
+impl Fixed {
+    /// `answer` has been validated.
+    pub(super) fn of(answer: &FixedAnswer) -> Self {
+        let status = StatusCode::from_u16(answer.status).expect("validated");
+        let content_type = HeaderValue::try_from(&answer.content_type).expect("validated");
+        let body = Bytes::from(answer.body.clone());
+        Self(Arc::new((status, content_type, body)))
+    }
+
+    pub(super) fn response(&self) -> Response<FixedBody> {
+        let (status, content_type, body) = &*self.0;
+        let mut answer = Response::new(FixedBody::from(body.clone()));
+        *answer.status_mut() = *status;
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, content_type.clone());
+        answer
+    }
+}
+
+/// Says of an answer that it stands in for another.
+pub(super) fn mark<B>(answer: &mut Response<B>, cause: Cause) {
+    answer.headers_mut().insert(&DEGRADED, cause.header());
+    answer.extensions_mut().insert(Degraded(cause));
+}
+
 impl<E> Backup<E> for Fixed {
     type Kept = ();
     type Body = FixedBody;
@@ -76,12 +101,7 @@ impl<E> Backup<E> for Fixed {
     fn keep<B>(&self, _: &Request<B>) {}
 
     fn answer(&self, (): (), _: Cause) -> Self::Future {
-        let (status, content_type, body) = &*self.0;
-        let mut answer = Response::new(FixedBody::from(body.clone()));
-        *answer.status_mut() = *status;
-        let headers = answer.headers_mut();
-        headers.insert(CONTENT_TYPE, content_type.clone());
-        ready(Ok(answer))
+        ready(Ok(self.response()))
     }
 }
 
@@ -211,12 +231,8 @@ impl FallbackLayer<Fixed> {
     /// [`PolicyError`] if that cannot work.
     pub fn fixed(config: FallbackConfig) -> Result<Self, PolicyError> {
         config.validate()?;
-        let answer = &config.answer;
-        let status = StatusCode::from_u16(answer.status).expect("validated");
-        let content_type = HeaderValue::try_from(&answer.content_type).expect("validated");
-        let body = Bytes::from(answer.body.clone());
         Ok(Self {
-            backup: Fixed(Arc::new((status, content_type, body))),
+            backup: Fixed::of(&config.answer),
             config: Arc::new(config),
         })
     }
@@ -342,8 +358,7 @@ where
                 }
                 StateProj::Answering { inner, cause } => {
                     let mut answer = ready_or_return!(inner.poll(cx))?;
-                    answer.headers_mut().insert(&DEGRADED, cause.header());
-                    answer.extensions_mut().insert(Degraded(*cause));
+                    mark(&mut answer, *cause);
                     return Poll::Ready(Ok(answer.map(EitherBody::other)));
                 }
             };

@@ -181,7 +181,8 @@ where
     }
 }
 
-fn aborted(abort: Abort) -> Result<Response<FixedBody>, Rejected> {
+/// What comes instead of an answer.
+pub(super) fn aborted(abort: Abort) -> Result<Response<FixedBody>, Rejected> {
     let mut answer = Response::new(FixedBody::default());
     match abort {
         Abort::Status(status) => *answer.status_mut() = status,

@@ -605,3 +605,76 @@ async fn what_hash_on_names_decides_the_endpoint() {
         assert!(used.len() > 8, "{used:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn faults_are_seen_by_every_policy_and_end_with_their_section() {
+    let text = r#"
+        fault = { abort = { status = 503, percentage = "100%" } }
+        retry = { attempts = 2, codes = [503], budget = "100% min 10/s" }
+        breaker = { consecutive = 3 }
+    "#;
+    let s = stack(text, 1);
+    let untouched = script(&[]);
+    let answer = s.call(&untouched, request(Method::GET, ""), ()).await;
+    let answer = answer.expect("an injected answer");
+    assert_eq!(answer.status(), 503);
+    assert!(answer.extensions().get::<Injected>().expect("marked").abort);
+    drop(answer);
+    assert_eq!((untouched.seen.lock().len(), s.status().retries.0), (0, 2));
+    assert_eq!(s.breaker().expect("written").state(), State::Open);
+    let delayed = stack(
+        r#"fault = { delay = { fixed = "2s", percentage = "100%" } }
+           timeouts = { request = "5s", backendRequest = "1s" }"#,
+        1,
+    );
+    let late = status(&delayed, &untouched, Method::GET, "").await;
+    let late = late.expect_err("cut off in time");
+    assert_eq!(late.rejected().expect("refused").policy, Policy::Deadline);
+    delayed
+        .reconfigure(TrafficPolicy::default())
+        .expect("valid");
+    let free = status(&delayed, &untouched, Method::GET, "").await;
+    assert_eq!(free.expect("untouched"), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fallback_answers_where_nothing_else_does_and_says_so() {
+    use crate::fallback::{Cause, DEGRADED};
+    #[derive(Default)]
+    struct Causes(Vec<Cause>);
+    impl Hook<u32> for Causes {
+        fn degraded(&mut self, cause: Cause) {
+            self.0.push(cause);
+        }
+    }
+    let text = r#"
+        bulkhead = 1
+        fallback = { answer = { status = 203, body = "[]" } }
+    "#;
+    let s = stack(text, 1);
+    let cases = [
+        (Try::Answer(503), "status", 203, "[]"),
+        (Try::Fails(Failure::Reset), "failed", 203, "[]"),
+        (Try::Answer(404), "", 404, "answer 404"),
+    ];
+    for (what, why, code, body) in cases {
+        let mut causes = Causes::default();
+        let answer = s
+            .call(&script(&[what]), request(Method::GET, ""), &mut causes)
+            .await;
+        let answer = answer.expect("an answer");
+        let mark = answer
+            .headers()
+            .get(&DEGRADED)
+            .map(|v| v.to_str().expect("text"));
+        assert_eq!((mark.unwrap_or(""), answer.status().as_u16()), (why, code));
+        assert_eq!(causes.0.first().map_or("", |cause| cause.as_str()), why);
+        let text = answer.into_body().collect().await.expect("body").to_bytes();
+        assert_eq!(text, body);
+    }
+    let held = s.call(&script(&[]), request(Method::GET, ""), ()).await;
+    let answer = s.call(&script(&[]), request(Method::GET, ""), ()).await;
+    assert_eq!(answer.expect("an answer").headers()[&DEGRADED], "bulkhead");
+    drop(held);
+    assert_eq!(slots(&s), Some((0, 1)));
+}

@@ -13,7 +13,7 @@ use crate::outcome::{FailureClass, Policy, Rejected};
 /// Takes a request to the endpoint that the balancer picked.
 pub trait Transport<K, B> {
     /// The body of an answer.
-    type Body: Body<Data = Bytes>;
+    type Body: Body<Data = Bytes, Error: Into<BoxError>>;
     /// Why there is none.
     type Error: TransportError;
 
@@ -148,7 +148,7 @@ where
     S: Service<Request<ReplayBody<B>>, Response = Response<RB>> + Clone + Send + Sync,
     S::Error: Into<BoxError> + Send,
     S::Future: Send,
-    RB: Body<Data = Bytes>,
+    RB: Body<Data = Bytes, Error: Into<BoxError>>,
     F: Fn(&K, &mut Request<ReplayBody<B>>) + Sync,
     K: Sync,
     B: Send,

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use selvedge_resilience::layer::{BodyError, BoxError, GuardedBody};
+use selvedge_resilience::layer::{BodyError, BoxError, EitherBody, FixedBody, GuardedBody};
 
 use crate::{destination::Held, exchange::Exchange, headers::strip_trailers, pool::Lease};
 
@@ -195,6 +195,9 @@ impl Body for UpstreamBody {
     }
 }
 
+/// The body of a stack's answer.
+pub(crate) type AnswerBody = GuardedBody<EitherBody<UpstreamBody, FixedBody>, Held>;
+
 /// What a client gets. At its end, or when it is dropped, the exchange is over: logged and counted.
 #[derive(Debug)]
 pub(crate) struct ResponseBody {
@@ -210,8 +213,8 @@ pub(crate) struct ResponseBody {
 enum Kind {
     /// Our own words.
     Local(Option<Bytes>),
-    /// The upstream's.
-    Upstream(GuardedBody<UpstreamBody, Held>),
+    /// The upstream's, or what a policy has put in its place.
+    Upstream(AnswerBody),
 }
 
 impl ResponseBody {
@@ -220,7 +223,7 @@ impl ResponseBody {
         Self::new(Kind::Local(text), exchange)
     }
 
-    pub(crate) fn upstream(body: GuardedBody<UpstreamBody, Held>, exchange: Box<Exchange>) -> Self {
+    pub(crate) fn upstream(body: AnswerBody, exchange: Box<Exchange>) -> Self {
         Self::new(Kind::Upstream(body), exchange)
     }
 

@@ -84,10 +84,15 @@ impl Failure {
             }
             (Policy::Deadline, _) => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
             (Policy::RateLimit, _) => (StatusCode::TOO_MANY_REQUESTS, "http_request_denied"),
+            // Looks as what it plays.
+            (Policy::Fault, _) => (StatusCode::BAD_GATEWAY, "connection_terminated"),
             (Policy::Balancer, _) => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable"),
             _ => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
         };
-        let comes_back = status != StatusCode::GATEWAY_TIMEOUT;
+        let comes_back = !matches!(
+            status,
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::BAD_GATEWAY
+        );
         Self {
             status,
             code: code(rejected),

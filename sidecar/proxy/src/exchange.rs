@@ -7,6 +7,7 @@ use selvedge_registry::node::telemetry::{context_of, continue_trace, tracing_ena
 use selvedge_resilience::{
     Outcome,
     context::trace::{self, TraceContext},
+    fallback::Cause,
     layer::{Attempt, Hook},
 };
 use tokio::time::Instant;
@@ -37,6 +38,8 @@ pub(crate) struct Exchange {
     pub(crate) status: StatusCode,
     /// Why there is no answer from upstream, as Envoy's response flags.
     pub(crate) flag: &'static str,
+    /// Why a fallback has answered.
+    degraded: Option<&'static str>,
     upstream: Option<SocketAddr>,
     attempts: u32,
     sent: u64,
@@ -62,6 +65,7 @@ impl Exchange {
             request_id: None,
             status: StatusCode::OK,
             flag: "",
+            degraded: None,
             upstream: None,
             attempts: 0,
             sent: 0,
@@ -142,6 +146,9 @@ impl Exchange {
         }
         if let Some(upstream) = self.upstream {
             address(out, "upstream", upstream);
+        }
+        if let Some(cause) = self.degraded {
+            plain(out, "degraded", cause.as_bytes());
         }
         number(out, "attempts", self.attempts);
         // Whole microseconds: writing a float costs more than the rest of the line.
@@ -232,5 +239,10 @@ impl Hook<UpstreamKey> for Tries<'_> {
             }
             self.span = Span::none();
         }
+    }
+
+    fn degraded(&mut self, cause: Cause) {
+        self.exchange.degraded = Some(cause.as_str());
+        self.destination.metrics().degraded(cause);
     }
 }

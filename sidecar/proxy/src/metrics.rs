@@ -11,7 +11,7 @@ use prometheus_client::metrics::{
     counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
 };
 use selvedge_registry::node::metrics::{DURATION_BUCKETS, Metrics, Name};
-use selvedge_resilience::{Outcome, Rejected};
+use selvedge_resilience::{Outcome, Rejected, fallback::Cause};
 
 type Labels<const N: usize> = [(&'static str, String); N];
 
@@ -31,6 +31,7 @@ struct Shared {
     client: Histograms<2>,
     retries: Family<Labels<1>, Counter>,
     rejections: Family<Labels<3>, Counter>,
+    degraded: Family<Labels<2>, Counter>,
     refusals: Family<Labels<1>, Counter>,
     active: Gauge,
     connections: Gauge,
@@ -47,6 +48,7 @@ impl ProxyMetrics {
             client: metrics.register(Name::ClientRequestDuration, client),
             retries: metrics.register(Name::RetryAttempts, Family::default()),
             rejections: metrics.register(Name::PolicyRejections, Family::default()),
+            degraded: metrics.register(Name::FallbackAnswers, Family::default()),
             refusals: metrics.register(Name::RequestRefusals, Family::default()),
             active: metrics.register(Name::ServerActiveRequests, Gauge::default()),
             connections: metrics.register(Name::ConnectionsActive, Gauge::default()),
@@ -191,6 +193,18 @@ impl ClientMetrics {
         let histogram = self.shared.client.get_or_create_owned(&labels);
         histogram.observe(seconds);
         self.known.write().push((key, histogram));
+    }
+
+    /// A fallback has answered; the refusal that it hides is counted all the same.
+    pub(crate) fn degraded(&self, cause: Cause) {
+        let labels = [
+            ("service", self.service.to_string()),
+            ("cause", cause.as_str().to_owned()),
+        ];
+        self.shared.degraded.get_or_create(&labels).inc();
+        if let Cause::Rejected(rejected) = cause {
+            self.rejected(&rejected);
+        }
     }
 
     pub(crate) fn rejected(&self, rejected: &Rejected) {

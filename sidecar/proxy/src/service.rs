@@ -19,16 +19,15 @@ use parking_lot::Mutex;
 use selvedge_resilience::{
     Rng,
     balance::stable_hash,
-    layer::{Error, GuardedBody, HashKey, RequestTimeout},
+    layer::{Error, HashKey, Injected, RequestTimeout},
 };
 
 use crate::{
     AccessLog, Admitted, Destination, Door, ProxyMetrics,
     access_log::LogBuffer,
     admit::admit,
-    body::{RequestBody, ResponseBody, UpstreamBody},
+    body::{AnswerBody, RequestBody, ResponseBody},
     clock::Clock,
-    destination::Held,
     door::{Refusal, Routed},
     error::{Failure, Head},
     exchange::{Exchange, Tries},
@@ -142,6 +141,9 @@ pub(crate) async fn serve<D: Door>(
             }
             let mut exchange = exchange;
             exchange.status = head.status;
+            if let Some(injected) = head.extensions.get::<Injected>() {
+                exchange.flag = injected.flags();
+            }
             Response::from_parts(head, ResponseBody::upstream(body, exchange))
         }
         Err(failure) => failure.response(connection.worker.node, kind, exchange),
@@ -169,7 +171,7 @@ impl Drop for Abandoned {
     }
 }
 
-type Answer = Response<GuardedBody<UpstreamBody, Held>>;
+type Answer = Response<AnswerBody>;
 
 async fn handle<D: Door>(
     connection: &Connection<D>,

@@ -1,6 +1,9 @@
 //! One try: asked for at every policy, sent to one endpoint, cut off in time.
 
-use std::{future::poll_fn, time::SystemTime};
+use std::{
+    future::{Future, poll_fn},
+    time::SystemTime,
+};
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
@@ -17,7 +20,11 @@ use crate::{
     balance::{HashOn, Key, PickContext, stable_hash},
     bulkhead::{Entry, Queued, Waiter},
     classify::{self, outcome_of_head},
-    layer::{Error, ReplayBody, Transport, TransportError},
+    fault::Fault,
+    layer::{
+        EitherBody, Error, FixedBody, Injected, ReplayBody, Transport, TransportError,
+        fault::aborted,
+    },
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     retry::{Judgement, RetryConfig},
 };
@@ -76,6 +83,8 @@ impl<K: Key> Stack<K> {
         }))
     }
 
+    /// Sends the request, unless a fault is injected; resolves with the head of the answer, or with
+    /// the failure of a try whose time was up.
     pub(super) async fn send<B, T>(
         &self,
         plan: &Plan,
@@ -83,22 +92,60 @@ impl<K: Key> Stack<K> {
         key: &K,
         request: Request<ReplayBody<B>>,
         time: Time,
-    ) -> Result<Response<T::Body>, Error<T::Error>>
+    ) -> Result<Response<EitherBody<T::Body, FixedBody>>, Error<T::Error>>
     where
         B: Body<Data = Bytes> + Unpin + Send,
         T: Transport<K, B>,
     {
-        let sent = transport.send(key, request);
         let per_try = plan.policy.timeouts.backend_request;
         let per_try = per_try.and_then(|limit| time.now.checked_add(limit.0));
-        let result = match earlier(per_try, time.deadline) {
-            Some(until) => tokio::time::timeout_at(until, sent)
-                .await
-                .map_err(|_| Rejected::new(Policy::Deadline, Reason::Elapsed))?,
-            None => sent.await,
-        };
-        result.map_err(Error::Service)
+        let until = earlier(per_try, time.deadline);
+        let faults = plan.faults.as_ref();
+        if let Some(fault) = faults.and_then(|faults| faults.decide(request.headers())) {
+            // Boxed, because it is rare, and would make every call's future larger.
+            return Box::pin(timed(until, suffer(fault, transport, key, request))).await?;
+        }
+        let answer = timed(until, transport.send(key, request)).await?;
+        answer
+            .map(|answer| answer.map(EitherBody::own))
+            .map_err(Error::Service)
     }
+}
+
+/// `work`, or that its time was up.
+async fn timed<F: Future>(until: Option<Instant>, work: F) -> Result<F::Output, Rejected> {
+    match until {
+        Some(until) => tokio::time::timeout_at(until, work)
+            .await
+            .map_err(|_| Rejected::new(Policy::Deadline, Reason::Elapsed)),
+        None => Ok(work.await),
+    }
+}
+
+/// A try that something happens to on purpose. Innermost, so that every policy sees it.
+async fn suffer<K, B, T: Transport<K, B>>(
+    fault: Fault,
+    transport: &T,
+    key: &K,
+    request: Request<ReplayBody<B>>,
+) -> Result<Response<EitherBody<T::Body, FixedBody>>, Error<T::Error>> {
+    if let Some(delay) = fault.delay {
+        tokio::time::sleep(delay).await;
+    }
+    let injected = Injected {
+        delay: fault.delay.is_some(),
+        abort: fault.abort.is_some(),
+    };
+    let mut answer = match fault.abort {
+        Some(abort) => aborted(abort)?.map(EitherBody::other),
+        None => transport
+            .send(key, request)
+            .await
+            .map_err(Error::Service)?
+            .map(EitherBody::own),
+    };
+    answer.extensions_mut().insert(injected);
+    Ok(answer)
 }
 
 fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
@@ -189,8 +236,11 @@ pub(super) fn judge<RB, E: TransportError>(
             Judgement::last(Outcome::Cancelled)
         }
         (Err(error), retry) => {
-            // Only a deadline ends a try that was admitted.
+            // Only a deadline ends a try that was admitted, or a fault that looks like a break.
             let (class, unprocessed) = match error {
+                Error::Rejected(rejected) if rejected.policy == Policy::Fault => {
+                    (FailureClass::Reset, false)
+                }
                 Error::Rejected(_) => (FailureClass::Timeout, false),
                 Error::Service(error) => (error.class(), error.is_unprocessed()),
             };

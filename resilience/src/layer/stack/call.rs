@@ -11,12 +11,17 @@ use super::{
     Answer, Attempt, Hook, RequestTimeout, Stack,
     attempt::{Time, judge},
     held::{Admitted, Paid},
+    plan::Plan,
 };
 use crate::{
     TrafficPolicy,
     balance::Key,
     context::{Deadline, deadline},
-    layer::{Error, GuardedBody, Transport, replay::Replay},
+    fallback::{Cause, FallbackConfig},
+    layer::{
+        BoxError, EitherBody, Error, Fixed, FixedBody, GuardedBody, Transport, fallback::mark,
+        replay::Replay,
+    },
     outcome::{Policy, Reason, Rejected},
     retry::{
         Judgement, RetryConfig, Tries,
@@ -48,6 +53,26 @@ impl<K: Key> Stack<K> {
         H: Hook<K>,
     {
         let plan = self.0.plan.load_full();
+        let result = self.tried(&plan, transport, request, &mut hook).await;
+        match (&plan.policy.fallback, &plan.instead) {
+            (Some(config), Some(instead)) => degrade(result, config, instead, &mut hook),
+            _ => result,
+        }
+    }
+
+    /// The call without its fallback.
+    async fn tried<B, T, H>(
+        &self,
+        plan: &Plan,
+        transport: &T,
+        request: Request<B>,
+        hook: &mut H,
+    ) -> Result<Answer<K, T::Body>, Error<T::Error>>
+    where
+        B: Body<Data = Bytes> + Unpin + Send,
+        T: Transport<K, B>,
+        H: Hook<K>,
+    {
         let start = Instant::now();
         let deadline = total_deadline(&plan.policy, &request, start)?;
         let mut time = Time {
@@ -65,7 +90,7 @@ impl<K: Key> Stack<K> {
                 _ => head.take().expect("only the last try takes the head"),
             };
             let view = body.view().expect("checked before each retry");
-            let mut call = match self.admit(&plan, &parts, &failed, &mut time).await {
+            let mut call = match self.admit(plan, &parts, &failed, &mut time).await {
                 Ok(call) => call,
                 Err(rejected) => {
                     // Nothing was sent: it costs nothing, and asking again at once is no use.
@@ -81,7 +106,7 @@ impl<K: Key> Stack<K> {
                 deadline::inject(&mut parts.headers, left);
             }
             let request = Request::from_parts(parts, view);
-            let result = self.send(&plan, transport, call.key(), request, time).await;
+            let result = self.send(plan, transport, call.key(), request, time).await;
             let judgement = judge(&result, retries.config);
             time.now = Instant::now();
             hook.ended(attempt(call.key()), judgement.outcome, time.now);
@@ -108,16 +133,38 @@ impl<K: Key> Stack<K> {
     }
 }
 
+/// The fallback's answer, where there would be none.
+fn degrade<K, RB, E, H: Hook<K>>(
+    result: Result<Answer<K, RB>, Error<E>>,
+    config: &FallbackConfig,
+    instead: &Fixed,
+    hook: &mut H,
+) -> Result<Answer<K, RB>, Error<E>> {
+    let cause = match &result {
+        Ok(answer) => Cause::Status(answer.status()),
+        Err(Error::Rejected(rejected)) => Cause::Rejected(*rejected),
+        Err(Error::Service(_)) => Cause::Failed,
+    };
+    if !config.applies(cause) {
+        return result;
+    }
+    hook.degraded(cause);
+    let mut answer = instead.response();
+    mark(&mut answer, cause);
+    Ok(answer.map(|body| GuardedBody::free(EitherBody::other(body))))
+}
+
 /// Hands the permits to the answer's body, or ends the call with its error.
 fn finish<K: Key, RB, E>(
     mut call: Admitted<K>,
-    result: Result<Response<RB>, Error<E>>,
+    result: Result<Response<EitherBody<RB, FixedBody>>, Error<E>>,
     judgement: Judgement,
     deadline: Option<Instant>,
     paid: Paid,
 ) -> Result<Answer<K, RB>, Error<E>>
 where
     RB: Body<Data = Bytes>,
+    RB::Error: Into<BoxError>,
 {
     match result {
         Ok(response) => {

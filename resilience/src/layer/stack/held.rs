@@ -8,7 +8,7 @@ use crate::{
     adaptive,
     balance::{Key, Pick},
     breaker, bulkhead,
-    layer::{CallGuard, Completes, GuardedBody},
+    layer::{CallGuard, Completes, EitherBody, FixedBody, GuardedBody},
     outcome::Outcome,
     retry::{
         Judgement,
@@ -41,8 +41,9 @@ impl<K> Completes for Held<K> {
     }
 }
 
-/// The answer of a stack: its body holds the call's permits.
-pub type Answer<K, RB> = Response<GuardedBody<RB, Held<K>>>;
+/// The answer of a stack: its body is the callee's, or one that a fault or a fallback has put in its
+/// place, and holds the call's permits.
+pub type Answer<K, RB> = Response<GuardedBody<EitherBody<RB, FixedBody>, Held<K>>>;
 
 /// A try that every policy has let through.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::request::Parts;
 
-use crate::outcome::Outcome;
+use crate::{fallback::Cause, outcome::Outcome};
 
 /// One try, as a [`Hook`] sees it.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +28,10 @@ pub trait Hook<K> {
     fn ended(&mut self, attempt: Attempt<'_, K>, outcome: Outcome, now: tokio::time::Instant) {
         let _ = (attempt, outcome, now);
     }
+    /// The policy's fallback answers, because of `cause`.
+    fn degraded(&mut self, cause: Cause) {
+        let _ = cause;
+    }
 }
 
 impl<K> Hook<K> for () {}
@@ -38,6 +42,9 @@ impl<K, H: Hook<K>> Hook<K> for &mut H {
     }
     fn ended(&mut self, attempt: Attempt<'_, K>, outcome: Outcome, now: tokio::time::Instant) {
         (**self).ended(attempt, outcome, now);
+    }
+    fn degraded(&mut self, cause: Cause) {
+        (**self).degraded(cause);
     }
 }
 

@@ -9,6 +9,8 @@ use crate::{
     breaker::CircuitBreaker,
     bulkhead::Bulkhead,
     config::PolicyError,
+    fault::Faults,
+    layer::Fixed,
     rate_limit::RateLimit,
     retry::{RetryConfig, budget::Budget},
     rng::Rng,
@@ -25,6 +27,9 @@ pub(super) struct Plan {
     pub concurrency: Option<AdaptiveLimit>,
     pub rate: Option<RateLimit>,
     pub budget: Option<Budget>,
+    pub faults: Option<Faults>,
+    /// The fallback's answer, made once.
+    pub instead: Option<Fixed>,
 }
 
 impl Plan {
@@ -80,6 +85,13 @@ impl Plan {
                 RetryConfig::new_budget,
                 |core, retry| core.reconfigure(retry.budget, retry.in_flight),
             )?,
+            faults: keep(
+                policy.fault.as_ref(),
+                old.and_then(|old| old.faults.as_ref()),
+                |config| Faults::new(config, seed()),
+                Faults::reconfigure,
+            )?,
+            instead: policy.fallback.as_ref().map(|it| Fixed::of(&it.answer)),
             policy,
         };
         let (balance, outlier) = (plan.policy.balance.clone(), plan.policy.outlier.clone());
