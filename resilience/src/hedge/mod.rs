@@ -104,9 +104,9 @@ struct Counters {
 /// What hedges came to so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HedgeStats {
-    /// Hedges sent.
+    /// Hedges sent, those that a policy further in refused included.
     pub sent: u64,
-    /// Those whose answer was used.
+    /// Those whose answer was good and the first.
     pub won: u64,
     /// Those whose answer was not: load for nothing. With none under way, `sent − won`.
     pub wasted: u64,
@@ -341,7 +341,12 @@ impl Race {
         }
     }
 
-    /// A hedge's answer is the one that is used.
+    /// The deadline has passed before the hedge could be sent: there are no more.
+    pub fn expire(&mut self) {
+        self.due = None;
+    }
+
+    /// A hedge's answer is good, and the one that is used.
     pub fn won(&mut self) {
         self.won = true;
         self.due = None;

@@ -9,6 +9,7 @@
 //! | [`FaultLayer`] | delays and failures on purpose |
 //! | [`shed()`] | refusing what matters least, by the wait that it causes |
 //! | [`RetryLayer`] | tries on a budget around any HTTP service |
+//! | [`HedgeLayer`] | a second try beside one that is late, on the same budget |
 //! | [`TimeoutLayer`] | a total deadline, read from and written to the wire |
 //! | [`Stack`] | all of them towards one destination, in the order that works |
 //!
@@ -25,6 +26,7 @@ mod body;
 mod fallback;
 mod fault;
 mod guard;
+mod hedge;
 mod keyed;
 mod oneshot;
 mod peek;
@@ -49,6 +51,7 @@ pub use self::{
     },
     fault::{FaultFuture, FaultLayer, FaultService, Injected},
     guard::{CallGuard, Completes},
+    hedge::{HedgeBody, HedgeFuture, HedgeHeld, HedgeLayer, HedgeService},
     keyed::{KeyedLayer, KeyedService},
     peek::PeekedBody,
     policy_layer::{

@@ -134,7 +134,7 @@ impl RetryLayer {
         Self::with_budget(config, budget, Rng::from_entropy())
     }
 
-    /// With a budget that others (a [`HedgeLayer`](super)) share, and a source of
+    /// With a budget that others (a [`HedgeLayer`](super::HedgeLayer)) share, and a source of
     /// chance that a test can replay.
     ///
     /// # Errors
@@ -239,9 +239,12 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let clone = self.inner.clone();
         let service = mem::replace(&mut self.inner, clone);
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let now = Instant::now().into_std();
         let shared = &self.shared;
+        let logical = Counted::begin(&shared.budget, &head.extensions, now);
+        // A hedge further in is of this call.
+        head.extensions.insert(Counted(shared.budget.clone()));
         let config = shared.config.load_full();
         let deadline = match head.extensions.get::<Deadline>() {
             Some(deadline) => Some(*deadline),
@@ -256,7 +259,7 @@ where
         };
         let mut call = Call {
             body: Replay::new(body, limit),
-            logical: Counted::begin(&shared.budget, &head.extensions, now),
+            logical,
             shared: Arc::clone(shared),
             service,
             config,

@@ -127,19 +127,7 @@ impl RetryConfig {
 
     /// Whether repeating this request is harmless.
     pub fn safety(&self, method: &Method, headers: &HeaderMap, extensions: &Extensions) -> Safety {
-        // A tunnel is a conversation: its bytes cannot be had again, and neither can its upgrade.
-        if method == Method::CONNECT || headers.contains_key(header::UPGRADE) {
-            return Safety::Never;
-        }
-        let idempotent = match extensions.get::<Idempotent>() {
-            Some(Idempotent(says)) => *says,
-            None => self.non_idempotent || is_idempotent(method),
-        };
-        if idempotent {
-            Safety::Always
-        } else {
-            Safety::IfUnprocessed
-        }
+        Safety::of(method, headers, extensions, self.non_idempotent)
     }
 }
 
@@ -157,6 +145,30 @@ pub enum Safety {
     IfUnprocessed,
     /// Not at all: an upgrade or a tunnel.
     Never,
+}
+
+impl Safety {
+    /// Whether repeating this request is harmless. `non_idempotent`: so is every method.
+    pub fn of(
+        method: &Method,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+        non_idempotent: bool,
+    ) -> Self {
+        // A tunnel is a conversation: its bytes cannot be had again, and neither can its upgrade.
+        if method == Method::CONNECT || headers.contains_key(header::UPGRADE) {
+            return Self::Never;
+        }
+        let idempotent = match extensions.get::<Idempotent>() {
+            Some(Idempotent(says)) => *says,
+            None => non_idempotent || is_idempotent(method),
+        };
+        if idempotent {
+            Self::Always
+        } else {
+            Self::IfUnprocessed
+        }
+    }
 }
 
 /// Source: RFC 9110 §9.2.2.
