@@ -75,6 +75,7 @@ struct Lease {
 #[derive(Debug)]
 struct Zone {
     name: Arc<str>,
+    leases: AtomicUsize,
     expected: AtomicUsize,
     late: AtomicUsize,
     overdue: AtomicUsize,
@@ -152,6 +153,7 @@ impl Lease {
     /// Takes it out of its zone's count of where it stands.
     fn uncount(&self) {
         let zone = &self.zone;
+        zone.leases.fetch_sub(1, Ordering::Relaxed);
         if self.stage != Stage::WrittenOff {
             zone.expected.fetch_sub(1, Ordering::Relaxed);
         }
@@ -165,6 +167,7 @@ impl Lease {
 
     fn count(&self) {
         let zone = &self.zone;
+        zone.leases.fetch_add(1, Ordering::Relaxed);
         if self.stage != Stage::WrittenOff {
             zone.expected.fetch_add(1, Ordering::Relaxed);
         }
@@ -272,6 +275,7 @@ impl Leases {
         let zone = || {
             Arc::new(Zone {
                 name: Arc::clone(&name),
+                leases: AtomicUsize::new(0),
                 expected: AtomicUsize::new(0),
                 late: AtomicUsize::new(0),
                 overdue: AtomicUsize::new(0),
@@ -447,12 +451,13 @@ impl Leases {
             .values()
             .map(|zone| ZoneLeases {
                 zone: Arc::clone(&zone.name),
+                leases: zone.leases.load(Ordering::Relaxed),
                 expected: zone.expected.load(Ordering::Relaxed),
                 late: zone.late.load(Ordering::Relaxed),
                 overdue: zone.overdue.load(Ordering::Relaxed),
                 active: false,
             })
-            .filter(|zone| zone.expected + zone.overdue > 0)
+            .filter(|zone| zone.leases > 0)
             .collect();
         zones.sort_by(|a, b| a.zone.cmp(&b.zone));
         zones

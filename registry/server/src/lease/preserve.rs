@@ -41,6 +41,8 @@ pub struct Outside {
 pub struct ZoneLeases {
     /// The zone; empty for those that name none.
     pub zone: Arc<str>,
+    /// Leases in all.
+    pub leases: usize,
     /// Leases that are expected to be renewed.
     pub expected: usize,
     /// Those of them whose renewal is late.
@@ -116,11 +118,11 @@ fn everywhere(outside: &Outside, config: &LeasesConfig) -> Option<String> {
 }
 
 /// How many leases of a zone may end in one pass.
-pub fn quota(expected: usize, config: &LeasesConfig) -> usize {
-    if expected < config.min_leases {
+pub fn quota(leases: usize, config: &LeasesConfig) -> usize {
+    if leases < config.min_leases {
         return usize::MAX;
     }
-    (((1.0 - config.preserve_below) * expected as f64) as usize).max(1)
+    (((1.0 - config.preserve_below) * leases as f64) as usize).max(1)
 }
 
 #[cfg(test)]
@@ -130,6 +132,7 @@ mod tests {
     fn zone(name: &str, expected: usize, late: usize) -> ZoneLeases {
         ZoneLeases {
             zone: name.into(),
+            leases: expected,
             expected,
             late,
             ..ZoneLeases::default()
@@ -208,8 +211,8 @@ mod tests {
     #[test]
     fn a_pass_ends_no_more_than_would_freeze_it() {
         let config = LeasesConfig::default();
-        for (expected, want) in [(0, usize::MAX), (9, usize::MAX), (10, 1), (100, 15)] {
-            assert_eq!(quota(expected, &config), want, "{expected}");
+        for (leases, want) in [(0, usize::MAX), (9, usize::MAX), (10, 1), (100, 15)] {
+            assert_eq!(quota(leases, &config), want, "{leases}");
         }
     }
 }

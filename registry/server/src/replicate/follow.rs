@@ -6,6 +6,7 @@ use http_body_util::BodyExt;
 use tokio::{task::AbortHandle, time::Instant};
 
 use super::{
+    by_another::by_way_of_another,
     catch_up::{fetch, fetch_seen},
     frame::{In, Lines, Position, Sums},
     peer::{BoxError, STALL},
@@ -26,6 +27,7 @@ pub(crate) async fn follow_everybody(shared: Arc<Shared>) {
     }
     let mut members = shared.members();
     let mut following: HashMap<(NodeId, u64), AbortOnDrop> = HashMap::new();
+    let mut known = Vec::new();
     loop {
         let now = members.borrow_and_update().clone();
         following.retain(|(node, generation), _| {
@@ -41,7 +43,16 @@ pub(crate) async fn follow_everybody(shared: Arc<Shared>) {
             let task = tokio::spawn(follow(Arc::clone(&shared), node, member));
             following.insert(key, AbortOnDrop(task.abort_handle()));
         }
-        shared.membership_changed();
+        // Not for every head that moves: who is there, and whether it serves.
+        let there: Vec<_> = members
+            .borrow()
+            .iter()
+            .map(|(node, member)| (Arc::clone(node), member.generation, member.state))
+            .collect();
+        if there != known {
+            shared.membership_changed();
+            known = there;
+        }
         if members.changed().await.is_err() {
             return;
         }
@@ -62,6 +73,9 @@ async fn follow(shared: Arc<Shared>, node: NodeId, member: Member) {
         let started = Instant::now();
         let Err(error) = follow_once(&shared, &node, &member).await;
         tracing::debug!(peer = %node, %error, "replication stream ended");
+        if let Err(error) = by_way_of_another(&shared, &node).await {
+            tracing::warn!(peer = %node, %error, "it is ahead, cannot be reached, and nobody else could be asked");
+        }
         pause = if started.elapsed() > STALL {
             Duration::from_millis(20)
         } else {

@@ -4,6 +4,7 @@
 //!   a write here ──► own log ══ one HTTP/2 stream each ══► every follower
 //!   too far behind, or new:  snapshot (zstd), of one owner or some buckets
 //!   every ten seconds:       hashes by bucket; one that differs twice is fetched
+//!   a stream that cannot be had:   what differs, from a server that has it
 //!   a renewal here of a lease kept there:  passed on, a batch at a time
 //! ```
 //!
@@ -17,6 +18,7 @@
 //!
 //! Merging is idempotent, so fetching too much costs time and no correctness.
 
+mod by_another;
 mod catch_up;
 mod follow;
 pub(crate) mod frame;

@@ -46,6 +46,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/replicate", get(log))
         .route("/v1/replicate/snapshot", get(snapshot))
         .route("/v1/replicate/hello", post(hello))
+        .route("/v1/replicate/sums", post(sums))
         .route("/v1/replicate/renew", post(renew))
         .route("/v1/replicate/handoff", post(handoff))
         .layer(DefaultBodyLimit::max(MAX_QUESTION))
@@ -274,6 +275,25 @@ async fn hello(State(shared): App, Json(question): Json<Hello>) -> Json<HelloAns
     })
 }
 
+/// What another server knows of a third that cannot be reached from here.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SumsQuestion {
+    pub(crate) of: String,
+}
+
+/// Hashes of what it knows of it, by bucket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SumsAnswer {
+    pub(crate) owned: Buckets,
+}
+
+async fn sums(State(shared): App, Json(question): Json<SumsQuestion>) -> Json<SumsAnswer> {
+    let state = shared.state.read();
+    let owned = state.store.owned(&question.of);
+    let owned = Buckets(owned.map_or([0; BUCKETS], |owned| owned.buckets));
+    Json(SumsAnswer { owned })
+}
+
 /// A lease on its way to another server: instance, life.
 pub(crate) type Passed = (ServiceName, InstanceId, u64);
 
@@ -281,7 +301,9 @@ pub(crate) type Passed = (ServiceName, InstanceId, u64);
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct RenewQuestion {
     pub(crate) via: String,
-    pub(crate) renewals: Vec<Passed>,
+    /// Whoever keeps the lease: the asking server cannot know.
+    pub(crate) find: bool,
+    pub(crate) renewals: Vec<(ServiceName, InstanceId, Option<u64>)>,
 }
 
 /// Which of them, by number, are the asking server's from now on.
@@ -293,7 +315,10 @@ pub(crate) struct RenewAnswer {
 async fn renew(State(shared): App, Json(question): Json<RenewQuestion>) -> Json<RenewAnswer> {
     let mut answer = RenewAnswer::default();
     for (n, (service, id, incarnation)) in question.renewals.into_iter().enumerate() {
-        if shared.renew_for(&question.via, &(service, id), incarnation) {
+        if question.find {
+            // As if the instance had come here. Nobody waits for what it is told.
+            let _next_time = shared.renew(&service, &id, incarnation);
+        } else if shared.renew_for(&question.via, &(service, id), incarnation) {
             answer.yours.push(n);
         }
     }

@@ -9,7 +9,7 @@ use super::serve::{HandoffAnswer, HandoffQuestion, Passed, RenewAnswer, RenewQue
 use crate::{
     catalogue::{Key, NodeId},
     lease::guardian,
-    server::{PassedRenewal, Shared, now},
+    server::{Errand, PassedRenewal, Shared, now},
 };
 
 /// How long renewals are collected before they are passed on. A guess: well below the shortest
@@ -23,17 +23,18 @@ pub(crate) async fn pass_on_for_ever(shared: Arc<Shared>) {
     loop {
         shared.passed_on.arrived.notified().await;
         tokio::time::sleep(COLLECT).await;
-        for (owner, renewals) in shared.passed_on.take() {
+        for ((to, errand), renewals) in shared.passed_on.take() {
             // One that hangs must not hold up the renewals of the others.
-            tokio::spawn(pass_on(Arc::clone(&shared), owner, renewals));
+            tokio::spawn(pass_on(Arc::clone(&shared), to, errand, renewals));
         }
     }
 }
 
-async fn pass_on(shared: Arc<Shared>, owner: NodeId, renewals: Vec<PassedRenewal>) {
-    let addr = shared.members.borrow().get(&owner).map(|m| m.http);
+async fn pass_on(shared: Arc<Shared>, to: NodeId, errand: Errand, renewals: Vec<PassedRenewal>) {
+    let addr = shared.members.borrow().get(&to).map(|m| m.http);
     let question = RenewQuestion {
         via: shared.node.to_string(),
+        find: errand == Errand::Find,
         renewals: renewals
             .iter()
             .map(|((service, id), life)| (service.clone(), id.clone(), *life))
@@ -50,13 +51,16 @@ async fn pass_on(shared: Arc<Shared>, owner: NodeId, renewals: Vec<PassedRenewal
     let yours: Vec<usize> = match answer {
         Ok(answer) => answer.yours,
         Err(error) => {
-            tracing::warn!(peer = %owner, %error, leases = renewals.len(), "renewals could not be passed on, taking the leases over");
+            tracing::warn!(peer = %to, %error, leases = renewals.len(), "renewals could not be passed on, taking the leases over");
             (0..renewals.len()).collect()
         }
     };
+    if shared.is_draining() {
+        return;
+    }
     for (key, life) in yours.into_iter().filter_map(|n| renewals.get(n)) {
-        // Deregistered in the meantime: nothing to take over.
-        let _gone = shared.claim(key, Some(*life));
+        // Deregistered in the meantime, or never known here: nothing to take over.
+        let _gone = shared.claim(key, *life);
     }
 }
 

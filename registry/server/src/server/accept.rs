@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::shared::{Shared, State, now};
 use crate::{
-    catalogue::{Body, Change, Entry, Record},
+    catalogue::{Body, Change, Entry, Key, Record},
     lease::Renewal,
 };
 
@@ -86,13 +86,8 @@ impl Shared {
     }
 
     /// A renewal that another server passes on; `true` if the instance is that server's by now.
-    pub(crate) fn renew_for(
-        &self,
-        via: &str,
-        key: &crate::catalogue::Key,
-        incarnation: u64,
-    ) -> bool {
-        match self.leases.renew(key, Some(incarnation), Some(via), now()) {
+    pub(crate) fn renew_for(&self, via: &str, key: &Key, incarnation: Option<u64>) -> bool {
+        match self.leases.renew(key, incarnation, Some(via), now()) {
             Renewal::Renewed { .. } => false,
             Renewal::Moved { .. } | Renewal::Guarded | Renewal::NotHere | Renewal::OtherLife => {
                 true
@@ -101,12 +96,7 @@ impl Shared {
     }
 
     /// Takes a lease over from a server that leaves, with what remains of it.
-    pub(crate) fn take_over(
-        &self,
-        key: &crate::catalogue::Key,
-        incarnation: u64,
-        remaining: Duration,
-    ) -> bool {
+    pub(crate) fn take_over(&self, key: &Key, incarnation: u64, remaining: Duration) -> bool {
         let mut state = self.state.write();
         let record = state.store.catalogue().live_record(&key.0, &key.1).cloned();
         let Some(record) = record.filter(|record| record.stamp.incarnation == incarnation) else {

@@ -9,11 +9,12 @@ mod writes;
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use chitchat::transport::Transport;
 use selvedge_registry::{
     client::connect::{Connector, Protocol, TlsError},
     node::{
@@ -31,15 +32,18 @@ pub use self::{
     accept::Incoming,
     shared::{Caps, Counters, Origin, Refused, Renewed, Shared, WallClock, system_clock},
 };
-pub(crate) use self::{passed_on::PassedRenewal, shared::now};
+pub(crate) use self::{
+    passed_on::{Errand, PassedRenewal},
+    shared::now,
+};
 use self::{shared::Identity, sweep::SWEEP};
 use crate::{
     api::{self, Api},
     catalogue::NodeId,
-    config::RegistryConfig,
+    config::{GossipConfig, RegistryConfig},
     dns::Dns,
     eureka::Eureka,
-    gossip::{self, Gossip, generation},
+    gossip::{self, Announcer, Gossip, generation, member::HEAD},
     persist,
     regions::{self, Regions},
     replicate::{
@@ -81,6 +85,8 @@ pub struct Environment {
     pub wall: WallClock,
     /// How it reaches its peers.
     pub peers: Peers,
+    /// What the gossip goes over, as `gossip.bind`; sealed UDP if not set.
+    pub gossip: Option<Arc<dyn Transport>>,
 }
 
 impl Default for Environment {
@@ -88,6 +94,7 @@ impl Default for Environment {
         Self {
             wall: system_clock(),
             peers: Peers::default(),
+            gossip: None,
         }
     }
 }
@@ -153,9 +160,8 @@ impl RegistryServer {
             (None, Some(restored)) => restored.header.node.as_str().into(),
             (None, None) => format!("registry-{:08x}", fastrand::u32(..)).into(),
         };
-        let socket = gossip::bind(config.gossip.bind)?;
         let cluster = config.cluster.to_string();
-        let gossip = Gossip::join(
+        let gossip = join(
             gossip::Identity {
                 node: Arc::clone(&node),
                 generation,
@@ -163,15 +169,11 @@ impl RegistryServer {
                 http,
                 locality: config.locality.clone(),
             },
-            socket,
             &config.gossip,
             dir.as_deref(),
+            environment.gossip.as_deref(),
         )
-        .await
-        .map_err(|source| StartError::Gossip {
-            addr: config.gossip.bind,
-            source,
-        })?;
+        .await?;
         let gossip_addr = gossip.addr();
         let identity = Identity {
             node,
@@ -214,6 +216,11 @@ impl RegistryServer {
             Arc::clone(&shared),
             gossip.superseded(),
             admin.readiness.wait_for("name", "not asked yet"),
+        ));
+        tasks.spawn(publish_head(
+            Arc::clone(&shared),
+            gossip.announcer(),
+            config.gossip.interval.0,
         ));
         tasks.spawn(sweep::note_isolation(
             Arc::clone(&shared),
@@ -318,6 +325,39 @@ impl RegistryServer {
             persist::save_now(&self.shared, dir).await;
         }
         self.gossip.leave().await;
+    }
+}
+
+async fn join(
+    identity: gossip::Identity,
+    config: &GossipConfig,
+    dir: Option<&Path>,
+    over: Option<&dyn Transport>,
+) -> Result<Gossip, StartError> {
+    let joined = match over {
+        Some(transport) => Gossip::join_over(identity, config.bind, transport, config, dir).await,
+        None => Gossip::join(identity, gossip::bind(config.bind)?, config, dir).await,
+    };
+    joined.map_err(|source| StartError::Gossip {
+        addr: config.bind,
+        source,
+    })
+}
+
+/// Tells the others where this server's log stands, once a round of gossip and only when it has
+/// moved: one that hears no stream of it knows by that what it misses.
+async fn publish_head(shared: Arc<Shared>, announcer: Announcer, every: Duration) {
+    let mut said = String::new();
+    loop {
+        tokio::time::sleep(every).await;
+        let head = shared.head();
+        if head == said {
+            continue;
+        }
+        match announcer.publish(HEAD, &head).await {
+            Ok(()) => said = head,
+            Err(error) => tracing::warn!(%error, "the log's head could not be published"),
+        }
     }
 }
 

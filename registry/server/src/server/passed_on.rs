@@ -15,33 +15,42 @@ use crate::catalogue::{Key, NodeId};
 /// over instead. A guess: a second's worth at the highest rate we promise.
 const LIMIT: usize = 10_000;
 
-/// A renewal and the life it is for.
-pub(crate) type PassedRenewal = (Key, u64);
+/// A renewal and the life it is for, if it says one.
+pub(crate) type PassedRenewal = (Key, Option<u64>);
+
+/// What is asked of the server that a renewal is passed on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Errand {
+    /// It keeps the lease.
+    Renew,
+    /// It knows who keeps the lease: this server leaves, or does not know everybody yet.
+    Find,
+}
 
 /// What waits to be passed on.
 #[derive(Debug, Default)]
 pub(crate) struct PassedOn {
-    waiting: Mutex<HashMap<NodeId, Vec<PassedRenewal>>>,
+    waiting: Mutex<HashMap<(NodeId, Errand), Vec<PassedRenewal>>>,
     /// Wakes whoever sends.
     pub(crate) arrived: Notify,
 }
 
 impl PassedOn {
     /// Passes it on soon; `false` if too much waits for that server.
-    pub(crate) fn push(&self, owner: &NodeId, key: Key, incarnation: u64) -> bool {
+    pub(crate) fn push(&self, to: &NodeId, errand: Errand, renewal: PassedRenewal) -> bool {
         let mut waiting = self.waiting.lock();
-        let queue = waiting.entry(Arc::clone(owner)).or_default();
+        let queue = waiting.entry((Arc::clone(to), errand)).or_default();
         if queue.len() >= LIMIT {
             return false;
         }
-        queue.push((key, incarnation));
+        queue.push(renewal);
         drop(waiting);
         self.arrived.notify_one();
         true
     }
 
     /// Takes everything that waits.
-    pub(crate) fn take(&self) -> HashMap<NodeId, Vec<PassedRenewal>> {
+    pub(crate) fn take(&self) -> HashMap<(NodeId, Errand), Vec<PassedRenewal>> {
         std::mem::take(&mut *self.waiting.lock())
     }
 }

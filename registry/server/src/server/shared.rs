@@ -90,9 +90,9 @@ impl Origin {
 /// A renewal was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Renewed {
-    /// The lease.
+    /// The lease; zero if this server does not know it.
     pub ttl: Duration,
-    /// It was passed on to the server that keeps the lease.
+    /// It was passed on to the server that keeps the lease, or knows who does.
     pub passed_on: bool,
 }
 
@@ -133,6 +133,8 @@ pub struct Counters {
     pub snapshots: AtomicU64,
     /// Buckets fetched because they differed.
     pub repairs: AtomicU64,
+    /// Times that a server's changes came by way of another, as its stream could not be had.
+    pub relayed: AtomicU64,
     /// State that could not be saved.
     pub save_failures: AtomicU64,
 }
@@ -343,6 +345,15 @@ impl Shared {
     pub(crate) fn restart_grace(&self) -> Duration {
         let until = self.grace_until.load(Ordering::Relaxed);
         Duration::from_millis(until.saturating_sub(self.uptime_ms()))
+    }
+
+    /// Where this server stands, for gossip: `epoch:seq:count:hash` of what it owns.
+    pub fn head(&self) -> String {
+        let state = self.state.read();
+        let owned = state.store.owned(&self.node);
+        let (count, hash) = owned.map_or((0, 0), |owned| (owned.keys.len(), owned.hash()));
+        let next = state.log.next();
+        format!("{:x}:{next}:{count}:{hash:016x}", self.generation)
     }
 
     /// The catalogue, and the last stamp that was given: not later than anything that is given

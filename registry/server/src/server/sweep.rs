@@ -116,9 +116,11 @@ impl Shared {
     /// One look. Not while this server is catching up: it knows too little to judge.
     pub(crate) fn sweep(&self) {
         let at = now();
-        let preservation = self.judge(at);
+        self.keep_time(at);
         self.adopt_orphans(at);
+        // First what is late now, then what that means: after a pause both come at once.
         self.leases.advance(at);
+        let preservation = self.judge(at);
         self.evict(&preservation, at);
         let horizon = TOMBSTONES.as_millis() as u64;
         if let Some(before) = self.uptime_ms().checked_sub(horizon) {
@@ -139,7 +141,8 @@ impl Shared {
         }
     }
 
-    fn judge(&self, at: Instant) -> SelfPreservation {
+    /// Notes how late this sweep is.
+    fn keep_time(&self, at: Instant) {
         let clock = self.leases.clock();
         clock.now(at);
         let mut judgement = self.judgement.lock();
@@ -156,6 +159,10 @@ impl Shared {
             judgement.stood_still = stood_still;
             judgement.settle("stood still for a while", settle);
         }
+    }
+
+    fn judge(&self, at: Instant) -> SelfPreservation {
+        let mut judgement = self.judgement.lock();
         let within = self.config.server_loss_within.0;
         judgement.look_at(&self.members.borrow(), &self.node, at, within);
         let mut judged = judge(self.leases.zones(), &judgement.outside(at), &self.config);
@@ -198,9 +205,9 @@ impl Shared {
         let over = self.leases.overdue(|lease| {
             let zone = zones.get(&*lease.zone);
             let frozen = everywhere || zone.is_some_and(|zone| zone.active);
-            let expected = zone.map_or(0, |zone| zone.expected + zone.overdue);
+            let leases = zone.map_or(0, |zone| zone.leases);
             let so_far = ended.entry(Arc::clone(&lease.zone)).or_default();
-            let may = (!frozen || lease.written_off) && *so_far < quota(expected, &self.config);
+            let may = (!frozen || lease.written_off) && *so_far < quota(leases, &self.config);
             *so_far += usize::from(may);
             may
         });

@@ -9,10 +9,13 @@ use selvedge_registry::{
 };
 use selvedge_resilience::TrafficPolicy;
 
-use super::shared::{Origin, Refused, Renewed, Shared, State, now};
+use super::{
+    passed_on::Errand,
+    shared::{Origin, Refused, Renewed, Shared, State, now},
+};
 use crate::{
     catalogue::{Body, Change, Entry, Key, Live, PolicyEntry, Record, Stamp, Visible},
-    lease::{Grant, Renewal},
+    lease::{Grant, Renewal, guardian},
 };
 
 pub(crate) fn grant(instance: &InstanceRecord) -> Grant<'_> {
@@ -143,12 +146,7 @@ impl Shared {
     fn renew_elsewhere(&self, key: Key, incarnation: Option<u64>) -> Result<Renewed, Refused> {
         let catalogue = self.catalogue();
         let Some(record) = catalogue.live_record(&key.0, &key.1) else {
-            let catching_up = !self.is_serving();
-            return Err(if catching_up {
-                Refused::NotServing
-            } else {
-                Refused::Unknown
-            });
+            return self.find(key, incarnation, None);
         };
         if incarnation.is_some_and(|life| life != record.stamp.incarnation) {
             return Err(Refused::Unknown);
@@ -156,19 +154,46 @@ impl Shared {
         let Body::Live(live) = &record.body else {
             return Err(Refused::Unknown);
         };
+        let ttl = Duration::from_millis(u64::from(live.ttl_ms));
         let owner = &record.stamp.owner;
+        if *owner == self.node && self.is_draining() {
+            // Handed over a moment ago.
+            return self.find(key, incarnation, Some(ttl));
+        }
         let elsewhere = *owner != self.node && self.is_alive(owner);
-        if !elsewhere
-            || !self
-                .passed_on
-                .push(owner, key.clone(), record.stamp.incarnation)
-        {
+        let renewal = (key.clone(), Some(record.stamp.incarnation));
+        if !elsewhere || !self.passed_on.push(owner, Errand::Renew, renewal) {
             return self.claim(&key, incarnation);
         }
         Self::count(&self.counters.renewals);
         Self::count(&self.counters.passed_on);
         Ok(Renewed {
-            ttl: Duration::from_millis(u64::from(live.ttl_ms)),
+            ttl,
+            passed_on: true,
+        })
+    }
+
+    /// What this server cannot know, as it has just come or is about to go, another one does. An
+    /// instance that nobody knows learns that with its next renewal.
+    fn find(
+        &self,
+        key: Key,
+        incarnation: Option<u64>,
+        ttl: Option<Duration>,
+    ) -> Result<Renewed, Refused> {
+        if self.is_serving() && !self.is_draining() {
+            return Err(Refused::Unknown);
+        }
+        let peers = self.serving_peers();
+        let names = peers.iter().map(|(node, _)| &**node);
+        let chosen = guardian(&key, names).and_then(|name| peers.iter().find(|p| *p.0 == *name));
+        let (peer, _) = chosen.ok_or(Refused::NotServing)?;
+        if !self.passed_on.push(peer, Errand::Find, (key, incarnation)) {
+            return Err(Refused::NotServing);
+        }
+        Self::count(&self.counters.passed_on);
+        Ok(Renewed {
+            ttl: ttl.unwrap_or_default(),
             passed_on: true,
         })
     }
