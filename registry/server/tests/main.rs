@@ -5,6 +5,7 @@ mod client;
 mod cluster;
 mod dns;
 mod eureka;
+mod failures;
 mod gossip_sim;
 mod gossip_udp;
 mod policies;
