@@ -15,6 +15,7 @@ use crate::{
     config::{Millis, PolicyError, Rate, ensure},
     fallback::FallbackConfig,
     fault::FaultConfig,
+    hedge::HedgeConfig,
     retry::RetryConfig,
     throttle::ThrottleConfig,
 };
@@ -41,6 +42,9 @@ pub struct TrafficPolicy {
     /// What is tried again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryConfig>,
+    /// When a second try is sent beside a first one that is late. Paid for from `retry`'s budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<HedgeConfig>,
     /// When calls are kept back because the callee refuses so many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttle: Option<ThrottleConfig>,
@@ -133,6 +137,9 @@ impl TrafficPolicy {
         }
         if let Some(breaker) = &self.breaker {
             breaker.validate().map_err(|e| e.within("breaker"))?;
+        }
+        if let Some(hedge) = &self.hedge {
+            hedge.validate().map_err(|e| e.within("hedge"))?;
         }
         if let Some(throttle) = &self.throttle {
             throttle.validate().map_err(|e| e.within("throttle"))?;

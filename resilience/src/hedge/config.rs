@@ -2,9 +2,13 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use http::{Extensions, HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ByteSize, Millis, PolicyError, Ratio, UnitError, ensure};
+use crate::{
+    config::{ByteSize, Millis, PolicyError, Ratio, UnitError, ensure},
+    retry::Safety,
+};
 
 /// Hedges towards one destination.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,6 +112,11 @@ impl HedgeConfig {
             self.replay,
             "at most \"1MiB\" a call",
         )
+    }
+
+    /// Whether two tries of this request at once are harmless.
+    pub fn safety(&self, method: &Method, headers: &HeaderMap, extensions: &Extensions) -> Safety {
+        Safety::of(method, headers, extensions, self.non_idempotent)
     }
 
     /// Latencies that must be known before the quantile counts.

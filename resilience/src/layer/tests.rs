@@ -27,6 +27,8 @@ use crate::{
 enum Try {
     Answer(u16),
     Fails(Failure),
+    /// Answers after so many milliseconds.
+    Late(u64, u16),
     Hangs,
 }
 
@@ -79,6 +81,13 @@ impl Transport<u32, Full<Bytes>> for Script {
                 .status(status)
                 .body(Full::from(format!("answer {status}")))
                 .expect("valid")),
+            Try::Late(ms, status) => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                Ok(Response::builder()
+                    .status(status)
+                    .body(Full::from(format!("answer {status}")))
+                    .expect("valid"))
+            }
             Try::Fails(failure) => Err(failure),
             Try::Hangs => std::future::pending().await,
         }
@@ -677,4 +686,72 @@ async fn a_fallback_answers_where_nothing_else_does_and_says_so() {
     assert_eq!(answer.expect("an answer").headers()[&DEGRADED], "bulkhead");
     drop(held);
     assert_eq!(slots(&s), Some((0, 1)));
+}
+
+const HEDGED: &str = r#"
+    bulkhead = 9
+    hedge = { after = "50ms" }
+    retry = { attempts = 1, codes = [500], backoff = "10ms..10ms", budget = "100% min 10/s" }
+"#;
+
+#[tokio::test(start_paused = true)]
+async fn a_late_try_is_overtaken_and_cancelled() {
+    let s = stack(HEDGED, 3);
+    let late = script(&[Try::Late(5_000, 200), Try::Late(10, 200)]);
+    let start = tokio::time::Instant::now();
+    let got = status(&s, &late, Method::GET, "").await.expect("answer");
+    assert_eq!((got, start.elapsed()), (200, Duration::from_millis(60)));
+    let keys: Vec<u32> = late.seen.lock().iter().map(|(key, _)| *key).collect();
+    assert!(keys.len() == 2 && keys[0] != keys[1], "{keys:?}");
+    assert_eq!((slots(&s), s.status().retries.0), (Some((0, 9)), 1));
+    let pending: u32 = s.status().endpoints.iter().map(|e| e.pending).sum();
+    assert_eq!(pending, 0);
+}
+
+/// tower's hedge takes whatever comes first, an error too.
+#[tokio::test(start_paused = true)]
+async fn tower_hedge_first_error_wins_is_not_so_here() {
+    let s = stack(HEDGED, 3);
+    let tries = script(&[Try::Late(200, 200), Try::Answer(500)]);
+    let start = tokio::time::Instant::now();
+    let got = status(&s, &tries, Method::GET, "").await.expect("answer");
+    assert_eq!((got, start.elapsed()), (200, Duration::from_millis(200)));
+    // Both bad: the round is over, and the retry goes on.
+    let tries = script(&[Try::Late(200, 500), Try::Late(20, 500), Try::Answer(200)]);
+    let got = status(&s, &tries, Method::GET, "").await.expect("answer");
+    assert_eq!((got, tries.seen.lock().len()), (200, 3));
+    assert_eq!(slots(&s), Some((0, 9)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_not_be_hedged_is_not() {
+    let no_budget = HEDGED.replace("100% min 10/s", "0%");
+    for (name, text, method) in [
+        ("a method that is not idempotent", HEDGED, Method::POST),
+        ("an empty budget", no_budget.as_str(), Method::GET),
+    ] {
+        let s = stack(text, 3);
+        let tries = script(&[Try::Late(300, 200)]);
+        status(&s, &tries, method, "x").await.expect(name);
+        assert_eq!(tries.seen.lock().len(), 1, "{name}");
+    }
+    let full = stack(&HEDGED.replace("bulkhead = 9", "bulkhead = 1"), 3);
+    let tries = script(&[Try::Late(300, 200)]);
+    status(&full, &tries, Method::GET, "")
+        .await
+        .expect("answer");
+    assert_eq!((tries.seen.lock().len(), full.status().retries.0), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_race_dropped_at_any_point_leaves_nothing_behind() {
+    let s = stack(HEDGED, 3);
+    for ms in (0..150).step_by(5) {
+        let tries = script(&[Try::Late(100, 500), Try::Late(70, 500), Try::Hangs]);
+        let call = status(&s, &tries, Method::GET, "");
+        let _cut = tokio::time::timeout(Duration::from_millis(ms), call).await;
+        assert_eq!(slots(&s), Some((0, 9)), "after {ms} ms");
+        let pending: u32 = s.status().endpoints.iter().map(|e| e.pending).sum();
+        assert_eq!(pending, 0, "after {ms} ms");
+    }
 }

@@ -13,7 +13,6 @@ mod config;
 pub mod cost;
 pub mod tries;
 pub(crate) mod window;
-
 pub use self::{
     config::{ErrorClass, RetryConfig},
     tries::{Final, Idempotent, Judgement, Safety, Tries, is_idempotent},

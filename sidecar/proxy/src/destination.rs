@@ -255,6 +255,12 @@ impl Destination {
             "concurrency": concurrency,
             "rate_limit": rate_limit,
             "throttle": status.throttle,
+            "hedge": status.hedge.map(|hedge| serde_json::json!({
+                "sent": hedge.sent, "won": hedge.won, "wasted": hedge.wasted,
+            })),
+            "fault": status.fault.map(|fault| serde_json::json!({
+                "active": fault.active, "delayed": fault.delayed, "aborted": fault.aborted,
+            })),
             "retry": {
                 "balance": status.retry_balance,
                 "made": status.retries.0,

@@ -29,6 +29,15 @@ use crate::{
     retry::{Judgement, RetryConfig},
 };
 
+/// Whether a try waits for a slot where a limit has a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// As long as the queue lets it.
+    Queue,
+    /// Not at all.
+    None,
+}
+
 /// When something happens, and when it must be over.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Time {
@@ -48,6 +57,7 @@ impl<K: Key> Stack<K> {
         head: &Parts,
         avoid: &[K],
         time: &mut Time,
+        patience: Patience,
     ) -> Result<Admitted<K>, Rejected> {
         let now = time.now.into_std();
         let throttle = match &plan.throttle {
@@ -59,11 +69,11 @@ impl<K: Key> Stack<K> {
             None => None,
         };
         let bulkhead = match &plan.bulkhead {
-            Some(core) => Some(slot(core, time).await?),
+            Some(core) => Some(slot(core, time, patience).await?),
             None => None,
         };
         let concurrency = match &plan.concurrency {
-            Some(core) => Some(slot(core, time).await?),
+            Some(core) => Some(slot(core, time, patience).await?),
             None => None,
         };
         let now = time.now.into_std();
@@ -156,9 +166,14 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
 }
 
 /// A slot of a limit, waited for if the limit has a queue.
-async fn slot<C: Queued>(core: &C, time: &mut Time) -> Result<C::Permit, Rejected> {
+async fn slot<C: Queued>(
+    core: &C,
+    time: &mut Time,
+    patience: Patience,
+) -> Result<C::Permit, Rejected> {
     match core.acquire(time.now.into_std())? {
         Entry::Admitted(permit) => Ok(permit),
+        Entry::Waits(waiter) if patience == Patience::None => waiter.expire(time.now.into_std()),
         // Boxed, because it is rare, and would make every call's future larger.
         Entry::Waits(waiter) => Box::pin(wait(waiter, time)).await,
     }

@@ -9,23 +9,25 @@ use tokio::time::Instant;
 
 use super::{
     Answer, Attempt, Hook, RequestTimeout, Stack,
-    attempt::{Time, judge},
+    attempt::{Patience, Time, judge},
     held::{Admitted, Paid},
     plan::Plan,
+    race::Start,
 };
 use crate::{
     TrafficPolicy,
     balance::Key,
     context::{Deadline, deadline},
     fallback::{Cause, FallbackConfig},
+    hedge::{Hedge, Race},
     layer::{
         BoxError, EitherBody, Error, Fixed, FixedBody, GuardedBody, Transport, fallback::mark,
         replay::Replay,
     },
     outcome::{Policy, Reason, Rejected},
     retry::{
-        Judgement, RetryConfig, Tries,
-        budget::{Budget, Extra, Logical},
+        Judgement, RetryConfig, Safety, Tries,
+        budget::{Extra, Logical},
     },
     rng::Rng,
 };
@@ -80,17 +82,19 @@ impl<K: Key> Stack<K> {
             deadline,
         };
         let (head, body) = request.into_parts();
-        let mut retries = Retries::new(&plan.policy, plan.budget.as_ref(), &head, start);
+        let mut retries = Retries::new(plan, &head, start);
         let mut body = Replay::new(body, retries.replay());
         let mut head = Some(head);
         let mut failed: Vec<K> = Vec::new();
         loop {
+            let race = retries.race(time);
             let mut parts = match &head {
-                Some(kept) if !retries.is_last() => copy(kept),
+                Some(kept) if race.is_some() || !retries.is_last() => copy(kept),
                 _ => head.take().expect("only the last try takes the head"),
             };
             let view = body.view().expect("checked before each retry");
-            let mut call = match self.admit(plan, &parts, &failed, &mut time).await {
+            let admitted = self.admit(plan, &parts, &failed, &mut time, Patience::Queue);
+            let mut call = match admitted.await {
                 Ok(call) => call,
                 Err(rejected) => {
                     // Nothing was sent: it costs nothing, and asking again at once is no use.
@@ -98,7 +102,7 @@ impl<K: Key> Stack<K> {
                     return Err(rejected.into());
                 }
             };
-            let (number, began) = (retries.made(), time.now);
+            let (number, began) = (retries.number(), time.now);
             let attempt = |key| Attempt { number, key, began };
             hook.started(attempt(call.key()), &mut parts);
             if let Some(deadline) = deadline {
@@ -106,10 +110,31 @@ impl<K: Key> Stack<K> {
                 deadline::inject(&mut parts.headers, left);
             }
             let request = Request::from_parts(parts, view);
-            let result = self.send(plan, transport, call.key(), request, time).await;
-            let judgement = judge(&result, retries.config);
-            time.now = Instant::now();
-            hook.ended(attempt(call.key()), judgement.outcome, time.now);
+            let (result, judgement);
+            if let (Some(race), Some(logical)) = (race, &retries.logical) {
+                let start = Start {
+                    plan,
+                    transport,
+                    retry: retries.config,
+                    head: head.as_ref().expect("kept for hedges"),
+                    body: &mut body,
+                    failed: &failed,
+                    logical,
+                    race,
+                    number,
+                    time,
+                };
+                // Boxed, so that who does not hedge does not pay for it.
+                let round = Box::pin(self.race(start, call, request, hook)).await;
+                (call, result, judgement) = (round.call, round.result, round.judgement);
+                retries.hedged(round.tries, round.extra);
+                time.now = Instant::now();
+            } else {
+                result = self.send(plan, transport, call.key(), request, time).await;
+                judgement = judge(&result, retries.config);
+                time.now = Instant::now();
+                hook.ended(attempt(call.key()), judgement.outcome, time.now);
+            }
             // Two endpoints: the next try goes to another one.
             let elsewhere = || self.0.balancer.len() > failed.len() + 1;
             let wait = retries.next(
@@ -186,34 +211,68 @@ where
 /// The retries of one call: what they may be, and what they hold of the budget.
 struct Retries<'a> {
     config: Option<&'a RetryConfig>,
+    hedge: Option<&'a Hedge>,
+    hedge_safety: Safety,
     tries: Option<Tries>,
     logical: Option<Logical>,
     extra: Option<Extra>,
+    /// Hedges sent so far, over all rounds.
+    hedges: u32,
+    replay: usize,
 }
 
 impl<'a> Retries<'a> {
-    fn new(policy: &'a TrafficPolicy, budget: Option<&Budget>, head: &Parts, now: Instant) -> Self {
+    fn new(plan: &'a Plan, head: &Parts, now: Instant) -> Self {
+        let policy = &plan.policy;
         let config = policy.retry.as_ref().filter(|retry| retry.attempts > 0);
+        let hedge = plan.hedge.as_ref().zip(policy.hedge.as_ref());
+        let hedge_safety = hedge.map_or(Safety::Never, |(_, hedge)| {
+            hedge.safety(&head.method, &head.headers, &head.extensions)
+        });
+        let budget = plan.budget.as_ref();
+        let budget = budget.filter(|_| config.is_some() || hedge.is_some());
+        let kept = config.map_or(0, |retry| retry.replay.as_usize());
+        let kept_for_hedge = hedge
+            .filter(|_| hedge_safety == Safety::Always)
+            .map_or(0, |(_, hedge)| hedge.replay.as_usize());
         Self {
             config,
+            hedge: hedge.map(|(core, _)| core),
+            hedge_safety,
             tries: config.map(|retry| {
                 let safety = retry.safety(&head.method, &head.headers, &head.extensions);
                 Tries::new(retry, safety)
             }),
-            logical: config
-                .and(budget)
-                .map(|budget| budget.begin(now.into_std())),
+            logical: budget.map(|budget| budget.begin(now.into_std())),
             extra: None,
+            hedges: 0,
+            replay: kept.max(kept_for_hedge),
         }
     }
 
     /// Bytes of the request's body to keep.
     fn replay(&self) -> usize {
-        self.config.map_or(0, |retry| retry.replay.as_usize())
+        self.replay
     }
 
-    fn made(&self) -> u32 {
-        self.tries.as_ref().map_or(1, Tries::made)
+    /// The number of the next try.
+    fn number(&self) -> u32 {
+        self.hedges + self.tries.as_ref().map_or(1, Tries::made)
+    }
+
+    /// The race of the round that begins, if there are hedges for this call.
+    fn race(&self, time: Time) -> Option<Race> {
+        let hedge = self.hedge.filter(|_| self.hedge_safety == Safety::Always)?;
+        let deadline = time.deadline.map(Instant::into_std);
+        Some(hedge.begin(self.hedge_safety, time.now.into_std(), deadline))
+    }
+
+    /// A round has ended with the try that paid `extra`, if it was a hedge.
+    fn hedged(&mut self, tries: u32, extra: Option<Extra>) {
+        self.hedges += tries - 1;
+        if extra.is_some() {
+            self.extra = extra;
+        }
     }
 
     /// Whether the try under way cannot be followed by another one.
@@ -298,7 +357,7 @@ fn total_deadline<B>(
 
 /// The head for a try that may not be the last. Extensions stay behind: a connection's upgrade can
 /// be handed on only once, with the try that keeps the head itself.
-fn copy(head: &Parts) -> Parts {
+pub(super) fn copy(head: &Parts) -> Parts {
     let (mut copy, ()) = Request::new(()).into_parts();
     copy.method = head.method.clone();
     copy.uri = head.uri.clone();

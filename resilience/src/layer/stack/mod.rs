@@ -1,8 +1,9 @@
 //! All policies towards one destination, in the order that works.
 //!
 //! ```text
-//! total deadline → retry on a budget → each try: throttle → breaker → bulkhead, adaptive limit
-//!                  → rate limit → balancer + outlier → per-try timeout → transport
+//! fallback → total deadline → retry and hedge on one budget
+//!   → each try: throttle → breaker → bulkhead, adaptive limit → rate limit
+//!               → balancer + outlier → per-try timeout → fault → transport
 //! ```
 //!
 //! Retry stands outside the breaker, so that every try counts and an open circuit ends the retries
@@ -15,6 +16,7 @@ mod call;
 mod held;
 mod hook;
 mod plan;
+mod race;
 mod service;
 mod status;
 

@@ -10,6 +10,7 @@ use crate::{
     bulkhead::Bulkhead,
     config::PolicyError,
     fault::Faults,
+    hedge::Hedge,
     layer::Fixed,
     rate_limit::RateLimit,
     retry::{RetryConfig, budget::Budget},
@@ -27,6 +28,7 @@ pub(super) struct Plan {
     pub concurrency: Option<AdaptiveLimit>,
     pub rate: Option<RateLimit>,
     pub budget: Option<Budget>,
+    pub hedge: Option<Hedge>,
     pub faults: Option<Faults>,
     /// The fallback's answer, made once.
     pub instead: Option<Fixed>,
@@ -80,10 +82,17 @@ impl Plan {
                 },
             )?,
             budget: keep(
-                policy.retry.as_ref(),
+                // Hedges without retries have the budget that retries would have.
+                budget_of(&policy).as_ref(),
                 old.and_then(|old| old.budget.as_ref()),
                 RetryConfig::new_budget,
                 |core, retry| core.reconfigure(retry.budget, retry.in_flight),
+            )?,
+            hedge: keep(
+                policy.hedge.as_ref(),
+                old.and_then(|old| old.hedge.as_ref()),
+                |config| Hedge::new(config.clone()),
+                |core, config| core.reconfigure(config.clone()),
             )?,
             faults: keep(
                 policy.fault.as_ref(),
@@ -97,6 +106,14 @@ impl Plan {
         let (balance, outlier) = (plan.policy.balance.clone(), plan.policy.outlier.clone());
         balancer.reconfigure(balance, outlier, now)?;
         Ok(Arc::new(plan))
+    }
+}
+
+fn budget_of(policy: &TrafficPolicy) -> Option<RetryConfig> {
+    match (&policy.retry, &policy.hedge) {
+        (Some(retry), _) => Some(retry.clone()),
+        (None, Some(_)) => Some(RetryConfig::default()),
+        (None, None) => None,
     }
 }
 

@@ -6,7 +6,9 @@ use super::Stack;
 use crate::{
     adaptive,
     balance::{EndpointStatus, Key},
-    breaker, bulkhead, rate_limit,
+    breaker, bulkhead, fault,
+    hedge::{Hedge, HedgeStats},
+    rate_limit,
     retry::budget::Budget,
 };
 
@@ -24,9 +26,13 @@ pub struct StackStatus<K> {
     pub rate_limit: Option<rate_limit::Status>,
     /// Probability with which the next call is kept back because the callee refuses so many.
     pub throttle: Option<f64>,
+    /// Hedges sent, and what became of them.
+    pub hedge: Option<HedgeStats>,
+    /// Faults that were injected.
+    pub fault: Option<fault::Status>,
     /// Retries that the budget would pay for.
     pub retry_balance: Option<u64>,
-    /// Retries made, and those that the budget refused.
+    /// Retries and hedges made, and those that the budget refused.
     pub retries: (u64, u64),
     /// Ejections made, and those that the maximum share did not allow.
     pub ejections: (u64, u64),
@@ -49,6 +55,8 @@ impl<K: Key> Stack<K> {
                 .map(adaptive::AdaptiveLimit::status),
             rate_limit: plan.rate.as_ref().map(|core| core.status(now)),
             throttle: plan.throttle.as_ref().map(|core| core.probability(now)),
+            hedge: plan.hedge.as_ref().map(Hedge::stats),
+            fault: plan.faults.as_ref().map(fault::Faults::status),
             retry_balance: plan.budget.as_ref().map(|budget| budget.balance(now)),
             retries: counts.map_or((0, 0), |counts| {
                 (counts.withdrawn, counts.exhausted + counts.capped)

@@ -1,0 +1,233 @@
+//! A try with its hedges: the first good answer wins, the others are cancelled.
+//!
+//! A hedge is a try like any other: every policy is asked for it, its endpoint is another one if
+//! there is one, and what it takes comes from the budget that retries use. But it never waits for a
+//! slot, because the try that it is to overtake goes on meanwhile.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response, request::Parts};
+use http_body::Body;
+use tokio::time::{Instant, Sleep};
+
+use super::{
+    Attempt, Hook, Stack,
+    attempt::{Patience, Time, judge},
+    call::copy,
+    held::Admitted,
+    plan::Plan,
+};
+use crate::{
+    balance::Key,
+    context::deadline,
+    hedge::{Race, Unsent},
+    layer::{EitherBody, Error, FixedBody, ReplayBody, Transport, replay::Replay},
+    retry::{
+        Judgement, RetryConfig,
+        budget::{Extra, Logical},
+    },
+};
+
+/// A try's result.
+pub(super) type Sent<RB, E> = Result<Response<EitherBody<RB, FixedBody>>, Error<E>>;
+
+/// The try of a round that counts: the one that won, or the last to fail.
+pub(super) struct Round<K: Key, RB, E> {
+    pub call: Admitted<K>,
+    pub result: Sent<RB, E>,
+    pub judgement: Judgement,
+    /// What a hedge has paid.
+    pub extra: Option<Extra>,
+    /// Tries that were made in it.
+    pub tries: u32,
+}
+
+/// What a round is made of.
+pub(super) struct Start<'a, K: Key, B, T> {
+    pub plan: &'a Plan,
+    pub transport: &'a T,
+    pub retry: Option<&'a RetryConfig>,
+    pub head: &'a Parts,
+    pub body: &'a mut Replay<B>,
+    pub failed: &'a [K],
+    pub logical: &'a Logical,
+    pub race: Race,
+    /// The number of the first try.
+    pub number: u32,
+    pub time: Time,
+}
+
+/// A try under way.
+struct Lane<K: Key, F> {
+    call: Admitted<K>,
+    number: u32,
+    began: Instant,
+    extra: Option<Extra>,
+    sent: Pin<Box<F>>,
+}
+
+/// What comes next.
+enum Event<R> {
+    Ended(usize, R),
+    HedgeDue,
+}
+
+/// Polls every lane, then the clock.
+fn poll<K: Key, F: Future>(
+    lanes: &mut [Lane<K, F>],
+    due: Option<&mut Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+) -> Poll<Event<F::Output>> {
+    for (n, lane) in lanes.iter_mut().enumerate() {
+        if let Poll::Ready(result) = lane.sent.as_mut().poll(cx) {
+            return Poll::Ready(Event::Ended(n, result));
+        }
+    }
+    match due {
+        Some(due) => due.as_mut().poll(cx).map(|()| Event::HedgeDue),
+        None => Poll::Pending,
+    }
+}
+
+impl<K: Key> Stack<K> {
+    /// Runs a round whose first try has been admitted.
+    pub(super) async fn race<B, T, H>(
+        &self,
+        mut start: Start<'_, K, B, T>,
+        call: Admitted<K>,
+        request: Request<ReplayBody<B>>,
+        hook: &mut H,
+    ) -> Round<K, T::Body, T::Error>
+    where
+        B: Body<Data = Bytes> + Unpin + Send,
+        T: Transport<K, B>,
+        H: Hook<K>,
+    {
+        let (plan, transport) = (start.plan, start.transport);
+        let send = |key: K, request, time| self.send_to(plan, transport, key, request, time);
+        let mut lanes = vec![Lane {
+            sent: Box::pin(send(call.key().clone(), request, start.time)),
+            call,
+            number: start.number,
+            began: start.time.now,
+            extra: None,
+        }];
+        let timer = |race: &Race| {
+            let due = race.due().map(Instant::from_std);
+            due.map(|due| Box::pin(tokio::time::sleep_until(due)))
+        };
+        let mut due = timer(&start.race);
+        loop {
+            let event = poll_fn(|cx| poll(&mut lanes, due.as_mut(), cx)).await;
+            let now = Instant::now();
+            match event {
+                Event::HedgeDue => {
+                    start.time.now = now;
+                    let mut avoid = start.failed.to_vec();
+                    avoid.extend(lanes.iter().map(|lane| lane.call.key().clone()));
+                    if let Some((call, request, number, extra)) =
+                        self.hedge(&mut start, &avoid, hook).await
+                    {
+                        lanes.push(Lane {
+                            sent: Box::pin(send(call.key().clone(), request, start.time)),
+                            call,
+                            number,
+                            began: now,
+                            extra: Some(extra),
+                        });
+                    }
+                    due = timer(&start.race);
+                }
+                Event::Ended(n, result) => {
+                    let mut lane = lanes.swap_remove(n);
+                    let judgement = judge(&result, start.retry);
+                    let (began, ended) = (lane.began.into_std(), now.into_std());
+                    start.race.ended(judgement.outcome, began, ended);
+                    let (number, began) = (lane.number, lane.began);
+                    let key = lane.call.key();
+                    hook.ended(Attempt { number, key, began }, judgement.outcome, now);
+                    if !judgement.is_good() && !lanes.is_empty() {
+                        // Another one may still come out better.
+                        lane.call.end(judgement);
+                        continue;
+                    }
+                    if judgement.is_good() && lane.extra.is_some() {
+                        start.race.won();
+                    }
+                    for other in &lanes {
+                        start.race.cancelled(other.began.into_std(), ended);
+                    }
+                    return Round {
+                        call: lane.call,
+                        result,
+                        judgement,
+                        extra: lane.extra,
+                        tries: 1 + start.race.sent(),
+                    };
+                }
+            }
+        }
+    }
+
+    /// The hedge that is due, if every policy lets it pass at once.
+    async fn hedge<B, T, H>(
+        &self,
+        start: &mut Start<'_, K, B, T>,
+        avoid: &[K],
+        hook: &mut H,
+    ) -> Option<(Admitted<K>, Request<ReplayBody<B>>, u32, Extra)>
+    where
+        B: Body<Data = Bytes> + Unpin + Send,
+        T: Transport<K, B>,
+        H: Hook<K>,
+    {
+        // Two that read one stream would wake each other up for nothing, or not at all.
+        if !start.body.is_complete() {
+            start.race.skip(Unsent::Body);
+            return None;
+        }
+        let view = start.body.view()?;
+        let now = start.time.now;
+        let extra = start.race.send(start.logical, now.into_std()).ok()?;
+        let mut parts = copy(start.head);
+        let asked = self.admit(start.plan, &parts, avoid, &mut start.time, Patience::None);
+        let Ok(call) = asked.await else {
+            extra.forgive();
+            start.race.skip(Unsent::NotReady);
+            return None;
+        };
+        let number = start.number + start.race.sent();
+        let attempt = Attempt {
+            number,
+            key: call.key(),
+            began: now,
+        };
+        hook.started(attempt, &mut parts);
+        if let Some(deadline) = start.time.deadline {
+            let left = deadline.saturating_duration_since(now);
+            deadline::inject(&mut parts.headers, left);
+        }
+        Some((call, Request::from_parts(parts, view), number, extra))
+    }
+
+    /// [`send`](Self::send) with a key of its own, so that lanes can be of one type.
+    async fn send_to<B, T>(
+        &self,
+        plan: &Plan,
+        transport: &T,
+        key: K,
+        request: Request<ReplayBody<B>>,
+        time: Time,
+    ) -> Sent<T::Body, T::Error>
+    where
+        B: Body<Data = Bytes> + Unpin + Send,
+        T: Transport<K, B>,
+    {
+        self.send(plan, transport, &key, request, time).await
+    }
+}
