@@ -45,6 +45,7 @@ impl Cause {
         }
     }
 
+    #[cfg(any(test, feature = "tower"))]
     pub(crate) fn header(self) -> HeaderValue {
         HeaderValue::from_static(self.as_str())
     }
