@@ -10,7 +10,7 @@ use super::{
     probes::{self, Issue, Probes},
     state::{Cause, Ctl, IllegalTransition, State},
     tally::Tally,
-    window::{BANKS, Judged, Rates, Sample, Window},
+    window::{BANKS, Counts, Judged, Rates, Sample, Window},
 };
 use crate::{
     clock::{Tick, nanos},
@@ -599,8 +599,21 @@ impl Core {
         self.hot.generation.load(Ordering::Acquire)
     }
 
-    pub(super) fn min_calls(&self) -> u32 {
-        self.hot.min_calls.load(Ordering::Relaxed)
+    /// What is judged in the state of `ctl`, and how many calls that needs: the window, or the
+    /// probes of a half-open circuit.
+    pub(super) fn counts(&self, ctl: Ctl, now: Tick) -> (Counts, u32) {
+        let min_calls = self.hot.min_calls.load(Ordering::Relaxed);
+        if ctl.state() != State::HalfOpen {
+            return (self.window.counts(now), min_calls);
+        }
+        let tally = self.probes.tally(ctl.epoch());
+        let counts = Counts {
+            total: tally.done as u32,
+            failed: tally.failed as u32,
+            slow: tally.slow as u32,
+        };
+        let probes = self.hot.probes.load(Ordering::Relaxed);
+        (counts, min_calls.min(probes))
     }
 
     pub(super) fn opened(&self) -> u64 {

@@ -83,7 +83,7 @@ pub struct Snapshot {
     pub state: State,
     /// Transitions so far; results of earlier epochs decide nothing.
     pub epoch: u64,
-    /// What the window holds.
+    /// What the window holds; while half-open, the probes that are done.
     pub window: Counts,
     /// Share of failed calls in the window; `None` below the minimum of calls.
     pub failure_ratio: Option<f64>,
@@ -292,14 +292,14 @@ impl CircuitBreaker {
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         let (core, tick) = (&self.0.core, Tick::at(now));
         let ctl = core.ctl();
-        let window = core.window.counts(tick);
+        let (window, min_calls) = core.counts(ctl, tick);
         let calls = self.calls();
         Snapshot {
             state: ctl.state(),
             epoch: ctl.epoch(),
             window,
-            failure_ratio: window.failure_ratio(core.min_calls()),
-            slow_ratio: window.slow_ratio(core.min_calls()),
+            failure_ratio: window.failure_ratio(min_calls),
+            slow_ratio: window.slow_ratio(min_calls),
             open_for: core.open_left(tick),
             opened: core.opened(),
             rejected: calls.rejected(),
