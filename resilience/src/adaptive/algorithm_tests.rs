@@ -3,6 +3,9 @@
 use super::*;
 use crate::config::Ratio;
 
+#[path = "../../cases/table.rs"]
+mod table;
+
 const MS: f64 = 1e6;
 
 fn bounds(min: u32, max: u32, initial: u32) -> Bounds {
@@ -37,6 +40,28 @@ fn run(config: &AlgorithmConfig, bounds: Bounds, samples: &[Sample]) -> Vec<u32>
         .iter()
         .map(|sample| algorithm.update(sample, bounds, Tick(0), &rng).limit)
         .collect()
+}
+
+/// The third driver of the behaviour tables: this kind is about a rule alone.
+#[test]
+fn every_case_of_the_tables() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/cases");
+    let cases = table::Tables::read(dir.as_ref()).adaptive;
+    assert!(!cases.is_empty(), "no cases of kind adaptive");
+    for case in &cases {
+        let samples: Vec<_> = case
+            .samples
+            .iter()
+            .map(|s| Sample {
+                dropped: s.dropped,
+                ..sample(s.rtt, s.in_flight)
+            })
+            .collect();
+        let want: Vec<_> = case.samples.iter().map(|s| s.limit).collect();
+        let bounds = bounds(case.min, case.max, case.initial);
+        let got = run(&case.algorithm, bounds, &samples);
+        assert_eq!(got, want, "{}", case.name);
+    }
 }
 
 #[test]

@@ -1,0 +1,585 @@
+//! Calls driven through the cores by hand: plain instants, no runtime, no layer.
+//!
+//! This is what a host does that is no Tower service. Events happen in the order of their times;
+//! at equal times in the order in which the calls began.
+
+use std::{
+    task::{Poll, Waker},
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{HeaderMap, HeaderName, Method, StatusCode};
+use selvedge_resilience::{
+    FailureClass, Outcome, Policy, Reason, Rejected, Rng, TrafficPolicy,
+    adaptive::{self, AdaptiveLimit},
+    balance::{Balancer, Member, Pick, PickContext},
+    breaker::{self, CircuitBreaker},
+    bulkhead::{self, Bulkhead, Entry, Queued, Waiter},
+    classify::{self, GrpcCode},
+    context::deadline,
+    rate_limit::RateLimit,
+    retry::{
+        Judgement, RetryConfig, Tries,
+        budget::{Budget, Extra, Logical},
+    },
+    throttle::{self, Throttle},
+};
+
+use super::{
+    calls::{Seen, check, judge, leaks, read_breaker, refusal},
+    table::{Answer, Calls, Fault, Reading, Step, Want},
+};
+
+pub(super) fn run(case: &Calls) -> Vec<String> {
+    check(case);
+    let policy = &case.policy;
+    assert!(
+        policy.hedge.is_none() && policy.fault.is_none() && policy.fallback.is_none(),
+        "{}: this driver makes no hedges, faults and fallbacks yet",
+        case.name
+    );
+    let start = Instant::now();
+    let mut world = World {
+        cores: Cores::new(&case.policy, start),
+        running: Vec::new(),
+        now: start,
+    };
+    let mut found = Vec::new();
+    for (n, step) in case.steps.iter().enumerate() {
+        world.pass_until(start + step.at.0.0);
+        if let Some(policy) = &step.policy {
+            world.cores.change(policy, world.now);
+        }
+        if let Some(label) = &step.ends {
+            world.end_body(label);
+        }
+        if let Some(label) = &step.drop {
+            world.drop_call(label);
+        }
+        if step.call.is_some() {
+            for _ in 0..step.times {
+                world.begin(n, step);
+                world.settle();
+            }
+        }
+        if let Some(want) = &step.read {
+            let seen = world.cores.read(world.now);
+            let differ = want.differences(&seen);
+            found.extend(differ.iter().map(|text| format!("step {n}, {text}")));
+        }
+    }
+    let end = world.now + Duration::from_secs(7 * 86_400);
+    world.pass_until(end);
+    for call in &world.running {
+        found.extend(judge(call.n, call.step, &call.seen));
+    }
+    found.extend(leaks(&world.cores.read(world.now)));
+    found
+}
+
+// ---- the policies -----------------------------------------------------------------------------
+
+struct Cores {
+    policy: TrafficPolicy,
+    throttle: Option<Throttle>,
+    breaker: Option<CircuitBreaker>,
+    bulkhead: Option<Bulkhead>,
+    concurrency: Option<AdaptiveLimit>,
+    rate: Option<RateLimit>,
+    budget: Option<Budget>,
+    balancer: Balancer<u32>,
+    rng: Rng,
+}
+
+impl Cores {
+    fn new(policy: &TrafficPolicy, now: Instant) -> Self {
+        let (balance, outlier) = (policy.balance.clone(), policy.outlier.clone());
+        let balancer = Balancer::new(balance, outlier, Rng::new(1)).expect("valid");
+        balancer.set_members([Member::new(0)], now);
+        let mut cores = Self {
+            policy: TrafficPolicy::default(),
+            throttle: None,
+            breaker: None,
+            bulkhead: None,
+            concurrency: None,
+            rate: None,
+            budget: None,
+            balancer,
+            rng: Rng::new(1),
+        };
+        cores.change(policy, now);
+        cores
+    }
+
+    /// What is written keeps its state, or begins; what is not, ends.
+    fn change(&mut self, policy: &TrafficPolicy, now: Instant) {
+        keep(
+            &mut self.throttle,
+            policy.throttle.as_ref(),
+            |c| Throttle::new(c.clone(), Rng::new(1)).expect("valid"),
+            |core, c| core.reconfigure(c.clone()).expect("valid"),
+        );
+        keep(
+            &mut self.breaker,
+            policy.breaker.as_ref(),
+            |c| CircuitBreaker::new(c.clone()).expect("valid"),
+            |core, c| core.reconfigure(c.clone()).expect("valid"),
+        );
+        keep(
+            &mut self.bulkhead,
+            policy.bulkhead.as_ref(),
+            |c| Bulkhead::with_config(c).expect("valid"),
+            |core, c| core.reconfigure_with(c).expect("valid"),
+        );
+        keep(
+            &mut self.concurrency,
+            policy.concurrency.as_ref(),
+            |c| AdaptiveLimit::new(c.clone(), Rng::new(1)).expect("valid"),
+            |core, c| core.reconfigure(c.clone()).expect("valid"),
+        );
+        keep(
+            &mut self.rate,
+            policy.rate_limit.as_ref(),
+            |rate| RateLimit::new(*rate),
+            |core, rate| core.reconfigure(*rate, now),
+        );
+        keep(
+            &mut self.budget,
+            policy.retry.as_ref(),
+            |c| c.new_budget().expect("valid"),
+            |core, c| core.reconfigure(c.budget, c.in_flight).expect("valid"),
+        );
+        let (balance, outlier) = (policy.balance.clone(), policy.outlier.clone());
+        self.balancer
+            .reconfigure(balance, outlier, now)
+            .expect("valid");
+        self.policy = policy.clone();
+    }
+
+    fn read(&self, now: Instant) -> Reading {
+        let mut reading = Reading::default();
+        if let Some(breaker) = &self.breaker {
+            read_breaker(&mut reading, &breaker.snapshot(now));
+        }
+        if let Some(status) = self.bulkhead.as_ref().map(Bulkhead::status) {
+            reading.in_flight = Some(status.in_flight);
+            reading.waiting = Some(status.waiting);
+        }
+        if let Some(status) = self.concurrency.as_ref().map(AdaptiveLimit::status) {
+            reading.limit = Some(status.limit);
+            reading.adaptive_in_flight = Some(status.in_flight);
+        }
+        if let Some(budget) = &self.budget {
+            let counts = budget.counts();
+            reading.retries = Some(counts.withdrawn);
+            reading.retries_refused = Some(counts.exhausted + counts.capped);
+            reading.balance = Some(budget.balance(now));
+        }
+        reading.remaining = self.rate.as_ref().map(|core| core.status(now).remaining);
+        reading.throttle = self.throttle.as_ref().map(|core| core.probability(now));
+        let endpoints = self.balancer.status(now);
+        reading.pending = Some(endpoints.iter().map(|e| e.pending).sum());
+        reading
+    }
+}
+
+fn keep<C, T>(
+    core: &mut Option<C>,
+    section: Option<&T>,
+    new: impl FnOnce(&T) -> C,
+    change: impl FnOnce(&C, &T),
+) {
+    match (section, &*core) {
+        (None, _) => *core = None,
+        (Some(config), Some(core)) => change(core, config),
+        (Some(config), None) => *core = Some(new(config)),
+    }
+}
+
+// ---- the calls --------------------------------------------------------------------------------
+
+/// What a try holds.
+#[derive(Default)]
+struct Held {
+    throttle: Option<throttle::Permit>,
+    breaker: Option<breaker::Permit>,
+    bulkhead: Option<bulkhead::Permit>,
+    concurrency: Option<adaptive::Permit>,
+    pick: Option<Pick<u32>>,
+}
+
+impl Held {
+    fn complete(self, outcome: Outcome, now: Instant, after: Option<Duration>) {
+        if let Some(permit) = self.throttle {
+            permit.complete(outcome, now);
+        }
+        if let Some(permit) = self.breaker {
+            permit.complete_with(outcome, now, after);
+        }
+        if let Some(permit) = self.concurrency {
+            permit.complete(outcome, now);
+        }
+        if let Some(pick) = self.pick {
+            pick.complete(outcome, now);
+        }
+    }
+}
+
+enum State {
+    WaitsForSlot(Waiter<Bulkhead>),
+    WaitsForLimit(Waiter<AdaptiveLimit>),
+    /// Until the callee acts, and until it is cut off.
+    Sent(Answer, Option<Instant>, Option<Instant>),
+    Backoff(Instant),
+    /// The body is held open.
+    Open(Outcome),
+    Over,
+}
+
+struct Call<'a> {
+    n: usize,
+    step: &'a Step,
+    began: Instant,
+    deadline: Option<Instant>,
+    tries: Option<Tries>,
+    logical: Option<Logical>,
+    extra: Option<Extra>,
+    held: Held,
+    state: State,
+    seen: Seen,
+}
+
+struct World<'a> {
+    cores: Cores,
+    running: Vec<Call<'a>>,
+    now: Instant,
+}
+
+impl<'a> World<'a> {
+    fn begin(&mut self, n: usize, step: &'a Step) {
+        let (now, policy) = (self.now, &self.cores.policy);
+        let headers = header_map(&step.headers);
+        let mut call = Call {
+            n,
+            step,
+            began: now,
+            deadline: None,
+            tries: None,
+            logical: None,
+            extra: None,
+            held: Held::default(),
+            state: State::Over,
+            seen: Seen::default(),
+        };
+        let total = policy.timeouts.total();
+        let left = [total, deadline::extract(&headers)]
+            .into_iter()
+            .flatten()
+            .min();
+        if left.is_some_and(|left| left.is_zero()) {
+            call.refuse(&Rejected::new(Policy::Deadline, Reason::Expired), now);
+            self.running.push(call);
+            return;
+        }
+        call.deadline = left.map(|left| now + left);
+        if let Some(retry) = policy.retry.as_ref().filter(|retry| retry.attempts > 0) {
+            let method = step.method.as_deref().unwrap_or("GET");
+            let method: Method = method.parse().expect("a method");
+            let safety = retry.safety(&method, &headers, &http::Extensions::new());
+            call.tries = Some(Tries::new(retry, safety));
+            call.logical = self.cores.budget.as_ref().map(|budget| budget.begin(now));
+        }
+        call.attempt(&self.cores, now);
+        self.running.push(call);
+    }
+
+    /// Lets everything happen that is due up to `until`.
+    fn pass_until(&mut self, until: Instant) {
+        loop {
+            self.settle();
+            let next = self.running.iter().filter_map(Call::due).min();
+            match next.filter(|next| *next <= until) {
+                Some(next) => {
+                    self.now = self.now.max(next);
+                    self.act();
+                }
+                None => break,
+            }
+        }
+        self.now = until;
+        self.settle();
+    }
+
+    /// Lets everything happen that is due now.
+    fn settle(&mut self) {
+        while self.act() {}
+    }
+
+    fn act(&mut self) -> bool {
+        let (now, cores) = (self.now, &self.cores);
+        let mut any = false;
+        for call in &mut self.running {
+            any |= call.poll(cores, now);
+        }
+        any
+    }
+
+    fn labelled(&mut self, label: &str) -> &mut Call<'a> {
+        let mut calls = self.running.iter_mut();
+        calls
+            .find(|call| call.step.label.as_deref() == Some(label))
+            .unwrap_or_else(|| panic!("no call is called {label:?}"))
+    }
+
+    fn end_body(&mut self, label: &str) {
+        let now = self.now;
+        let call = self.labelled(label);
+        let State::Open(outcome) = call.state else {
+            panic!("the body of {label:?} is not open");
+        };
+        call.end(outcome, now, None);
+        self.settle();
+    }
+
+    fn drop_call(&mut self, label: &str) {
+        let now = self.now;
+        let call = self.labelled(label);
+        let outcome = match call.state {
+            // Nobody reads the page of a 503: what its head said stands.
+            State::Open(said) if said.is_failure() || said == Outcome::RateLimited => said,
+            _ => Outcome::Cancelled,
+        };
+        call.end(outcome, now, None);
+        self.settle();
+    }
+}
+
+impl Call<'_> {
+    /// When something happens to it by itself.
+    fn due(&self) -> Option<Instant> {
+        match &self.state {
+            State::WaitsForSlot(waiter) => earlier(waiter.deadline(), self.deadline),
+            State::WaitsForLimit(waiter) => earlier(waiter.deadline(), self.deadline),
+            State::Sent(_, acts, cut) => earlier(*acts, *cut),
+            State::Backoff(until) => Some(*until),
+            State::Open(_) => self.deadline,
+            State::Over => None,
+        }
+    }
+
+    /// Does what is due; false if nothing is.
+    fn poll(&mut self, cores: &Cores, now: Instant) -> bool {
+        let due = self.due().is_some_and(|due| due <= now);
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::WaitsForSlot(mut waiter) => match poll(&mut waiter, now) {
+                Poll::Ready(result) => self.has_slot(cores, result, now),
+                Poll::Pending if due => self.has_slot(cores, waiter.expire(now), now),
+                Poll::Pending => return self.stay(State::WaitsForSlot(waiter)),
+            },
+            State::WaitsForLimit(mut waiter) => match poll(&mut waiter, now) {
+                Poll::Ready(result) => self.has_limit(cores, result, now),
+                Poll::Pending if due => self.has_limit(cores, waiter.expire(now), now),
+                Poll::Pending => return self.stay(State::WaitsForLimit(waiter)),
+            },
+            State::Sent(answer, acts, _) if due => {
+                let acted = acts.is_some_and(|acts| acts <= now);
+                self.answered(cores, &answer, acted, now);
+            }
+            State::Backoff(_) if due => self.attempt(cores, now),
+            State::Open(_) if due => {
+                self.seen.broke = Some("deadline".to_owned());
+                self.end(Outcome::Failure(FailureClass::Timeout), now, None);
+            }
+            same => return self.stay(same),
+        }
+        true
+    }
+
+    fn stay(&mut self, state: State) -> bool {
+        self.state = state;
+        false
+    }
+
+    /// Asks the policies in their order.
+    fn attempt(&mut self, cores: &Cores, now: Instant) {
+        if let Some(core) = &cores.throttle {
+            match core.try_acquire(now) {
+                Ok(permit) => self.held.throttle = Some(permit),
+                Err(rejected) => return self.refuse(&rejected, now),
+            }
+        }
+        if let Some(core) = &cores.breaker {
+            match core.try_acquire(now) {
+                Ok(permit) => self.held.breaker = Some(permit),
+                Err(rejected) => return self.refuse(&rejected, now),
+            }
+        }
+        match cores.bulkhead.as_ref().map(|core| core.acquire(now)) {
+            None => self.ask_limit(cores, now),
+            Some(Ok(Entry::Admitted(permit))) => self.has_slot(cores, Ok(permit), now),
+            Some(Ok(Entry::Waits(waiter))) => self.state = State::WaitsForSlot(waiter),
+            Some(Err(rejected)) => self.refuse(&rejected, now),
+        }
+    }
+
+    fn has_slot(&mut self, cores: &Cores, slot: Result<bulkhead::Permit, Rejected>, now: Instant) {
+        match slot {
+            Ok(permit) => {
+                self.held.bulkhead = Some(permit);
+                self.ask_limit(cores, now);
+            }
+            Err(rejected) => self.refuse(&rejected, now),
+        }
+    }
+
+    fn ask_limit(&mut self, cores: &Cores, now: Instant) {
+        match cores.concurrency.as_ref().map(|core| core.acquire(now)) {
+            None => self.send(cores, now),
+            Some(Ok(Entry::Admitted(permit))) => self.has_limit(cores, Ok(permit), now),
+            Some(Ok(Entry::Waits(waiter))) => self.state = State::WaitsForLimit(waiter),
+            Some(Err(rejected)) => self.refuse(&rejected, now),
+        }
+    }
+
+    fn has_limit(&mut self, cores: &Cores, slot: Result<adaptive::Permit, Rejected>, now: Instant) {
+        match slot {
+            Ok(permit) => {
+                self.held.concurrency = Some(permit);
+                self.send(cores, now);
+            }
+            Err(rejected) => self.refuse(&rejected, now),
+        }
+    }
+
+    fn send(&mut self, cores: &Cores, now: Instant) {
+        if let Some(Err(rejected)) = cores.rate.as_ref().map(|core| core.try_acquire(now)) {
+            return self.refuse(&rejected, now);
+        }
+        match cores.balancer.pick(&PickContext::at(now)) {
+            Ok(pick) => self.held.pick = Some(pick),
+            Err(rejected) => return self.refuse(&rejected, now),
+        }
+        let script = self.step.call.as_ref().expect("it is a call");
+        let answer = script.nth(self.seen.tries as usize).answer();
+        self.seen.tries += 1;
+        let acts = (answer.fault != Some(Fault::Hang)).then(|| now + answer.took.0.0);
+        let per_try = cores.policy.timeouts.backend_request;
+        let cut = earlier(per_try.map(|limit| now + limit.0), self.deadline);
+        self.state = State::Sent(answer, acts, cut);
+    }
+
+    /// A try has its answer, or (not `acted`) was cut off.
+    fn answered(&mut self, cores: &Cores, answer: &Answer, acted: bool, now: Instant) {
+        let retry = self.tries.as_ref().and(cores.policy.retry.as_ref());
+        let judgement = judge_try(retry, answer, acted);
+        if let Some(wait) = self.next(cores, retry, &judgement, now) {
+            let failed = judgement.outcome.is_failure();
+            let after = judgement.after.filter(|_| failed);
+            std::mem::take(&mut self.held).complete(judgement.outcome, now, after);
+            self.state = State::Backoff(now + wait);
+            return;
+        }
+        let took = now - self.began;
+        let want = match (acted, answer.status, answer.fault) {
+            (false, ..) => refusal(&Rejected::new(Policy::Deadline, Reason::Elapsed)),
+            (true, Some(status), _) => Want::Status(status),
+            (true, None, fault) => {
+                let class = fault.and_then(Fault::class).expect("it acted");
+                Want::Failure(class.as_str().to_owned())
+            }
+        };
+        let is_answer = matches!(want, Want::Status(_));
+        self.seen.head = Some((want, took));
+        let outcome = judgement.outcome;
+        let heard = outcome.is_failure() && judgement.after.is_some();
+        if !is_answer || heard {
+            std::mem::take(&mut self.held).complete(
+                outcome,
+                now,
+                judgement.after.filter(|_| outcome.is_failure()),
+            );
+        }
+        if is_answer && answer.held {
+            self.state = State::Open(outcome);
+        } else {
+            let trailers = GrpcCode::find(&header_map(&answer.trailers));
+            self.end(trailers.map_or(outcome, GrpcCode::outcome), now, None);
+        }
+    }
+
+    /// How long to wait before another try that is worth it and paid for.
+    fn next(
+        &mut self,
+        cores: &Cores,
+        retry: Option<&RetryConfig>,
+        judgement: &Judgement,
+        now: Instant,
+    ) -> Option<Duration> {
+        let (retry, tries) = (retry?, self.tries.as_mut()?);
+        let times = (now, self.deadline);
+        let wait = tries
+            .next(retry, judgement, true, false, times, &cores.rng)
+            .ok()?;
+        self.extra = None;
+        self.extra = Some(self.logical.as_ref()?.try_extra(now).ok()?);
+        tries.count();
+        Some(wait)
+    }
+
+    /// Nothing was sent: what was taken goes back, and a retry that was paid for is forgiven.
+    fn refuse(&mut self, rejected: &Rejected, now: Instant) {
+        if let Some(extra) = self.extra.take() {
+            extra.forgive();
+        }
+        self.seen.head = Some((refusal(rejected), now - self.began));
+        self.seen.retry_after = rejected.retry_after;
+        self.end(Outcome::Cancelled, now, None);
+    }
+
+    fn end(&mut self, outcome: Outcome, now: Instant, after: Option<Duration>) {
+        std::mem::take(&mut self.held).complete(outcome, now, after);
+        (self.logical, self.extra) = (None, None);
+        self.state = State::Over;
+        self.seen.over = true;
+    }
+}
+
+fn judge_try(retry: Option<&RetryConfig>, answer: &Answer, acted: bool) -> Judgement {
+    let failure = match (acted, answer.fault) {
+        (false, _) => Some(FailureClass::Timeout),
+        (true, fault) => fault.and_then(Fault::class),
+    };
+    if let Some(class) = failure {
+        return retry.map_or(Judgement::last(Outcome::Failure(class)), |retry| {
+            retry.judge_error(class, class == FailureClass::Connect)
+        });
+    }
+    let status = StatusCode::from_u16(answer.status.expect("no fault")).expect("a status");
+    let headers = header_map(&answer.headers);
+    let wall = SystemTime::now();
+    match retry {
+        Some(retry) => retry.judge_head(status, &headers, wall),
+        None => Judgement {
+            after: classify::retry_after(status, &headers, wall, Duration::from_secs(5)),
+            ..Judgement::last(classify::outcome_of_head(status, &headers))
+        },
+    }
+}
+
+fn poll<C: Queued>(waiter: &mut Waiter<C>, now: Instant) -> Poll<Result<C::Permit, Rejected>> {
+    waiter.poll(Waker::noop(), now)
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    [a, b].into_iter().flatten().min()
+}
+
+pub(super) fn header_map(pairs: &std::collections::BTreeMap<String, String>) -> HeaderMap {
+    pairs
+        .iter()
+        .map(|(name, value)| {
+            let name: HeaderName = name.parse().expect("a header's name");
+            (name, value.parse().expect("a header's value"))
+        })
+        .collect()
+}

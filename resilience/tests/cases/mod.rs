@@ -1,0 +1,159 @@
+//! The behaviour tables of `resilience/cases`, run against the cores and against the Tower stack.
+//!
+//! The cases of the kind `adaptive` are run by the crate's unit tests: the rule alone is no public
+//! item.
+
+mod calls;
+mod core;
+mod cores;
+mod numbers;
+#[path = "../../cases/table.rs"]
+mod table;
+#[cfg(feature = "tower")]
+mod tower;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use self::table::{Case, Tables};
+
+fn dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cases")
+}
+
+fn tables() -> Tables {
+    Tables::read(&dir())
+}
+
+/// Runs every case, tells how many there were, and of every one that fails.
+fn run_all<T: Case>(driver: &str, kind: &str, cases: &[T], run: impl Fn(&T) -> Vec<String>) {
+    assert!(!cases.is_empty(), "no cases of kind {kind}");
+    let mut failures = Vec::new();
+    for case in cases {
+        let found = run(case);
+        failures.extend(found.iter().map(|text| format!("{}: {text}", case.name())));
+    }
+    eprintln!("{driver}: {} cases of kind {kind}", cases.len());
+    assert!(failures.is_empty(), "{driver}:\n{}", failures.join("\n"));
+}
+
+#[test]
+fn calls_through_the_cores() {
+    run_all("cores", "calls", &tables().calls, cores::run);
+}
+
+#[cfg(feature = "tower")]
+#[test]
+fn calls_through_a_tower_stack() {
+    run_all("tower", "calls", &tables().calls, tower::run);
+}
+
+#[test]
+fn every_kind_that_is_one_cores_affair() {
+    let all = tables();
+    run_all("cores", "breaker", &all.breaker, core::breaker);
+    run_all("cores", "partitions", &all.partitions, core::partitions);
+    run_all("cores", "budget", &all.budget, core::budget);
+    run_all("cores", "bucket", &all.bucket, core::bucket);
+    run_all("cores", "rate_limit", &all.rate_limit, core::rate_limit);
+    run_all("cores", "outlier", &all.outlier, core::outlier);
+    run_all("cores", "ewma", &all.ewma, core::ewma);
+    run_all("cores", "backoff", &all.backoff, numbers::backoff);
+    run_all("cores", "throttle", &all.throttle, numbers::throttle);
+    run_all("cores", "headers", &all.headers, numbers::headers);
+}
+
+/// The kinds that the tests above and the unit tests of `adaptive` run: a new one needs a driver.
+const RUN: &[&str] = &[
+    "adaptive",
+    "backoff",
+    "breaker",
+    "bucket",
+    "budget",
+    "calls",
+    "ewma",
+    "headers",
+    "outlier",
+    "partitions",
+    "rate_limit",
+    "throttle",
+];
+
+#[test]
+fn no_kind_is_left_out_and_none_is_empty() {
+    let counts = tables().counts();
+    assert_eq!(counts.keys().copied().collect::<Vec<_>>(), RUN);
+    for (kind, count) in counts {
+        assert!(count > 0, "no cases of kind {kind}");
+    }
+}
+
+/// THR-2 is CUBIC's, which the throttle does not have.
+const PUBLIC: &[(&str, u32)] = &[
+    ("WIN", 4),
+    ("BRK", 10),
+    ("BUD", 3),
+    ("BKO", 1),
+    ("RL", 1),
+    ("ADP", 6),
+    ("THR", 1),
+    ("OUT", 1),
+    ("LB", 1),
+    ("HDR", 3),
+];
+
+#[test]
+fn every_public_case_is_in_a_table() {
+    let all = tables();
+    let ids: BTreeSet<&str> = all
+        .names()
+        .into_iter()
+        .filter_map(|name| name.split([' ', ':']).next())
+        .collect();
+    for (group, last) in PUBLIC {
+        for n in 1..=*last {
+            let id = format!("{group}-{n}");
+            assert!(ids.contains(id.as_str()), "{id} is in no table");
+        }
+    }
+    let ours = all
+        .names()
+        .iter()
+        .filter(|name| name.starts_with("OURS"))
+        .count();
+    assert!(ours >= 15, "{ours} of ours");
+}
+
+#[test]
+fn what_no_driver_knows_is_refused() {
+    let case = "\n[[case]]\nname = \"n\"\nsource = \"s\"\n";
+    for (text, says) in [
+        ("kind = \"cubic\"", "no driver knows"),
+        ("[[case]]", "kind"),
+        ("kind = \"calls\"", "missing field `case`"),
+        ("kind = \"calls\"\ncase = []", "without cases"),
+        (
+            &format!("kind = \"calls\"{case}policy = {{}}\nsteps = []"),
+            "expects nothing",
+        ),
+        (
+            &format!("kind = \"calls\"{case}policy = {{}}\nsteps = [{{ wnat = 200 }}]"),
+            "unknown field `wnat`",
+        ),
+        (
+            &format!("kind = \"calls\"{case}policy = {{ brekaer = {{}} }}\nsteps = [{{}}]"),
+            "unknown field `brekaer`",
+        ),
+        (
+            &format!(
+                "kind = \"calls\"{case}policy = {{}}\nsteps = [{{ call = 200, want = \"rest\" }}]"
+            ),
+            "neither",
+        ),
+    ] {
+        let refused = Tables::default().add(text).expect_err(text);
+        assert!(refused.contains(says), "{text}: {refused}");
+    }
+}

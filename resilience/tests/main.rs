@@ -1,0 +1,7 @@
+//! What is tested from outside the crate.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests pick an instant to start from"
+)]
+
+mod cases;
