@@ -3,8 +3,8 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -17,21 +17,24 @@ use tower_service::Service;
 
 use super::{BoxError, CallGuard, Error, GuardedBody};
 use crate::{
-    context::deadline,
+    context::{Deadline, deadline},
     outcome::{Outcome, Policy, Reason, Rejected},
 };
 
 /// Ends calls after a time, or earlier where the caller's deadline is earlier; tells the callee.
 ///
-/// An expired call is not even begun. On the way in, a service sheds the work that nobody waits
-/// for any more; on the way out, the callee learns how long it has.
+/// The caller's deadline is the request's [`Deadline`] extension, else what its headers say. What
+/// comes of the two goes on in both, so that layers further in and the callee know it. An expired
+/// call is not even begun, and one whose time is up is dropped before its caller hears of it. Stood
+/// outside a retry it bounds the whole call, inside it bounds each try.
 #[derive(Debug, Clone, Copy)]
 pub struct TimeoutLayer {
     total: Duration,
 }
 
 impl TimeoutLayer {
-    /// At most `total`, from the call to the end of the answer's body.
+    /// At most `total`, from the call to the end of the answer's body; [`Duration::MAX`] is as long
+    /// as the caller says.
     pub fn new(total: Duration) -> Self {
         Self { total }
     }
@@ -69,15 +72,32 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let left = deadline::extract(request.headers())
-            .unwrap_or(Duration::MAX)
-            .min(self.total);
-        deadline::inject(request.headers_mut(), left);
-        let deadline = Instant::now() + left;
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let caller = match request.extensions().get::<Deadline>() {
+            Some(deadline) => Some(deadline.left(now.into_std())),
+            None => deadline::extract_at(request.headers(), wall),
+        };
+        let left = caller.unwrap_or(Duration::MAX).min(self.total);
+        if left.is_zero() {
+            return TimeoutFuture {
+                inner: None,
+                sleep: None,
+                deadline: None,
+                refused: Reason::Expired,
+            };
+        }
+        // Further than the clock goes is for ever.
+        let deadline = now.checked_add(left);
+        if let Some(deadline) = deadline {
+            deadline::inject_at(request.headers_mut(), left, wall);
+            let extensions = request.extensions_mut();
+            extensions.insert(Deadline(deadline.into_std()));
+        }
         TimeoutFuture {
-            inner: self.inner.call(request),
-            sleep: tokio::time::sleep_until(deadline),
+            inner: Some(self.inner.call(request)),
+            sleep: deadline.map(tokio::time::sleep_until),
             deadline,
+            refused: Reason::Elapsed,
         }
     }
 }
@@ -87,10 +107,11 @@ pin_project! {
     #[derive(Debug)]
     pub struct TimeoutFuture<F> {
         #[pin]
-        inner: F,
+        inner: Option<F>,
         #[pin]
-        sleep: Sleep,
-        deadline: Instant,
+        sleep: Option<Sleep>,
+        deadline: Option<Instant>,
+        refused: Reason,
     }
 }
 
@@ -102,21 +123,150 @@ where
     type Output = Result<Response<GuardedBody<RB, ()>>, Error<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        if let Poll::Ready(result) = this.inner.poll(cx) {
-            let deadline = Some(*this.deadline);
-            return Poll::Ready(match result {
-                Ok(response) => Ok(response.map(|body| {
-                    GuardedBody::new(body, CallGuard::new(()), Outcome::Success, deadline)
-                })),
-                Err(error) => Err(Error::Service(error)),
-            });
-        }
-        match this.sleep.poll(cx) {
-            Poll::Ready(()) => {
-                Poll::Ready(Err(Rejected::new(Policy::Deadline, Reason::Elapsed).into()))
+        let mut this = self.project();
+        if let Some(inner) = this.inner.as_mut().as_pin_mut() {
+            if let Poll::Ready(result) = inner.poll(cx) {
+                let deadline = *this.deadline;
+                return Poll::Ready(result.map_err(Error::Service).map(|response| {
+                    response.map(|body| {
+                        GuardedBody::new(body, CallGuard::new(()), Outcome::Success, deadline)
+                    })
+                }));
             }
-            Poll::Pending => Poll::Pending,
+            let Some(sleep) = this.sleep.as_pin_mut() else {
+                return Poll::Pending;
+            };
+            ready!(sleep.poll(cx));
+            // What it holds further in is free before the caller knows.
+            this.inner.set(None);
         }
+        Poll::Ready(Err(Rejected::new(Policy::Deadline, *this.refused).into()))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
+
+    use http_body_util::{BodyExt, Full};
+    use tower::{Layer as _, ServiceBuilder, ServiceExt, service_fn};
+
+    use super::*;
+    use crate::{bulkhead::Bulkhead, layer::BulkheadLayer};
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    type Say = Box<dyn Fn(&mut Request<()>)>;
+
+    fn reason<T: std::fmt::Debug>(result: Result<T, Error<Infallible>>) -> Reason {
+        let error = result.expect_err("refused");
+        error.rejected().expect("by a policy").reason
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earlier_deadline_counts_and_is_told_to_everybody_further_in() {
+        let extension = |left| {
+            move |request: &mut Request<()>| {
+                let deadline = Deadline::after(Instant::now().into_std(), ms(left));
+                request.extensions_mut().insert(deadline.expect("soon"));
+            }
+        };
+        let header = |name: &'static str, value: &'static str| {
+            move |request: &mut Request<()>| {
+                request
+                    .headers_mut()
+                    .insert(name, value.parse().expect("valid"));
+            }
+        };
+        let none: Say = Box::new(|_| ());
+        let cases: [(&str, Duration, Say, Option<u128>); 6] = [
+            ("its own", ms(800), none, Some(800)),
+            (
+                "a header",
+                ms(800),
+                Box::new(header("grpc-timeout", "300m")),
+                Some(300),
+            ),
+            (
+                "a later header",
+                ms(800),
+                Box::new(header("grpc-timeout", "3S")),
+                Some(800),
+            ),
+            ("an extension", ms(800), Box::new(extension(200)), Some(200)),
+            (
+                "only the caller's",
+                Duration::MAX,
+                Box::new(extension(200)),
+                Some(200),
+            ),
+            ("for ever", Duration::MAX, Box::new(|_| ()), None),
+        ];
+        for (name, total, say, want) in cases {
+            let service =
+                TimeoutLayer::new(total).layer(service_fn(|request: Request<()>| async move {
+                    let known = request.extensions().get::<Deadline>();
+                    let left = known.map(|d| d.left(Instant::now().into_std()).as_millis());
+                    let told = request.headers().get(&deadline::EXPECTED_TIMEOUT_MS);
+                    let told =
+                        told.map(|ms| ms.to_str().expect("digits").parse().expect("a number"));
+                    assert_eq!(left, told);
+                    let body = Full::<Bytes>::from(format!("{left:?}"));
+                    Ok::<_, Infallible>(Response::new(body))
+                }));
+            let mut request = Request::new(());
+            say(&mut request);
+            let answer = service.oneshot(request).await.expect("an answer");
+            let body = answer.into_body().collect().await.expect("a body");
+            assert_eq!(body.to_bytes(), format!("{want:?}"), "{name}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_call_is_not_begun() {
+        let begun = Arc::new(AtomicU32::new(0));
+        let service = {
+            let begun = Arc::clone(&begun);
+            TimeoutLayer::new(ms(800)).layer(service_fn(move |_: Request<()>| {
+                begun.fetch_add(1, Ordering::Relaxed);
+                async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) }
+            }))
+        };
+        let mut late = Request::new(());
+        let deadline = Deadline(Instant::now().into_std());
+        late.extensions_mut().insert(deadline);
+        let grpc = Request::builder().header("grpc-timeout", "0m").body(());
+        for request in [late, grpc.expect("valid")] {
+            assert_eq!(
+                reason(service.clone().oneshot(request).await),
+                Reason::Expired
+            );
+        }
+        assert_eq!(begun.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_late_call_holds_is_free_before_its_caller_knows() {
+        let bulkhead = Bulkhead::new(1);
+        let service = ServiceBuilder::new()
+            .layer(TimeoutLayer::new(ms(100)))
+            .layer(BulkheadLayer::new(bulkhead.clone()))
+            .service(service_fn(|_: Request<()>| {
+                std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
+            }));
+        let mut call = Box::pin(service.oneshot(Request::new(())));
+        let start = Instant::now();
+        let late = (&mut call).await.map_err(Error::flat);
+        assert_eq!((reason(late), start.elapsed()), (Reason::Elapsed, ms(100)));
+        assert_eq!(bulkhead.status().in_flight, 0, "the future is still there");
+        drop(call);
     }
 }
