@@ -10,9 +10,10 @@
 //! | the callee is slow and calls pile up | deadline, bulkhead | [`TimeoutLayer`], [`bulkhead`] |
 //! | one method, tenant or key of many is bad | a core for each key | [`keyed`] |
 //! | one endpoint of many is bad | balancing by cost, outlier ejection | [`balance`] |
+//! | the callee refuses most of what it is asked | asking less | [`throttle`] |
 //! | more is asked than can be done | rate limit; shedding what matters least | [`rate_limit`], [`shed`] |
 //! | nobody knows how much can be done | a limit that finds itself | [`adaptive`] |
-//! | nobody waits for the answer any more | a deadline that travels | [`context::deadline`] |
+//! | nobody waits for the answer any more | a deadline that travels, refusal on arrival | [`context::deadline`], [`expired`] |
 //! | nobody knows where the time went | a trace that travels | [`context::trace`] |
 //!
 //! # Cores and layers
@@ -93,6 +94,7 @@ mod clock;
 pub mod config;
 pub mod context;
 pub mod events;
+pub mod expired;
 pub mod fallback;
 pub mod fault;
 pub mod hedge;

@@ -10,6 +10,9 @@
 //! | [`shed()`] | refusing what matters least, by the wait that it causes |
 //! | [`RetryLayer`] | tries on a budget around any HTTP service |
 //! | [`HedgeLayer`] | a second try beside one that is late, on the same budget |
+//! | [`ThrottleLayer`] | asking less where most is refused |
+//! | [`ContextLayer`], [`propagate`] | what a request carries, read once and passed on |
+//! | [`DeadlineLayer`] | refusing what nobody waits for any more |
 //! | [`TimeoutLayer`] | a total deadline, read from and written to the wire |
 //! | [`Stack`] | all of them towards one destination, in the order that works |
 //!
@@ -23,6 +26,8 @@
 
 mod bodies;
 mod body;
+mod context;
+mod deadline;
 mod fallback;
 mod fault;
 mod guard;
@@ -37,6 +42,7 @@ mod replay;
 mod retry;
 mod shed;
 mod stack;
+mod throttle;
 mod timeout;
 mod transport;
 
@@ -45,6 +51,8 @@ use std::fmt;
 pub use self::{
     bodies::{EitherBody, FixedBody},
     body::{BodyError, GuardedBody},
+    context::{ContextLayer, ContextService, propagate, propagate_as},
+    deadline::{DeadlineFuture, DeadlineLayer, DeadlineService},
     fallback::{
         Backup, FallbackFuture, FallbackLayer, FallbackService, Fixed, FromFn, OneshotFuture,
         Refusal, ToService,
@@ -70,6 +78,7 @@ pub use self::{
         Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackLayer, StackService,
         StackStatus,
     },
+    throttle::ThrottleLayer,
     timeout::{TimeoutFuture, TimeoutLayer, TimeoutService},
     transport::{ServiceTransport, Transport, TransportError},
 };
