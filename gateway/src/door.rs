@@ -7,6 +7,7 @@ use http::request::Parts;
 use selvedge_proxy::{Admitted, Door, Limits, Refusal, Routed, Rules};
 
 use selvedge_registry::node::cidr::Cidr;
+use selvedge_resilience::layer::Inbound;
 
 use crate::{config::Listener, seats::Seats, snapshot::Snapshot};
 
@@ -66,5 +67,9 @@ impl Door for ListenerDoor {
 
     fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    fn guard(&self, _: &Routed) -> Option<Inbound> {
+        self.snapshot.load().inbound(&self.name).cloned()
     }
 }

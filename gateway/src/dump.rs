@@ -8,6 +8,7 @@ use crate::config::{Config, Listener, Route, Service};
 pub(crate) fn dump(config: &Config) -> Value {
     json!({
         "listeners": config.listeners.iter().map(listener).collect::<Value>(),
+        "inbound": config.inbound,
         "registry": config.registry,
         "services": config.services.iter().map(service).collect::<Value>(),
         "routes": config.routes.iter().map(|it| route(it, config)).collect::<Value>(),

@@ -12,7 +12,7 @@ use selvedge_registry::{
     ServiceName,
     client::{Discovery, RegistryClient, ServiceWatch, StaticDiscovery},
 };
-use selvedge_resilience::config::PolicyError;
+use selvedge_resilience::{config::PolicyError, layer::Inbound};
 
 use crate::{
     config::{Config, Rewrite, Service},
@@ -26,6 +26,8 @@ pub(crate) struct Snapshot {
     /// By the table's index.
     ways: Vec<Way>,
     pub(crate) destinations: BTreeMap<ServiceName, Arc<Destination>>,
+    /// What listeners take on, by name.
+    inbound: BTreeMap<String, Inbound>,
 }
 
 /// What becomes of a request that a rule matched.
@@ -63,6 +65,16 @@ impl Snapshot {
             policy(service, &destination, registry)?;
             destinations.insert(service.name.clone(), destination);
         }
+        let mut inbound = BTreeMap::new();
+        for (name, config) in &config.inbound {
+            let taken = if let Some(kept) = before.inbound.get(name) {
+                kept.reconfigure(config.clone())?;
+                kept.clone()
+            } else {
+                Inbound::new(config.clone())?
+            };
+            inbound.insert(name.clone(), taken);
+        }
         let ways = config.routes.iter().filter_map(|route| {
             let service = config.services.get(route.service)?;
             Some(Way {
@@ -79,7 +91,13 @@ impl Snapshot {
             ways: ways.collect(),
             table: std::mem::take(&mut config.table),
             destinations,
+            inbound,
         })
+    }
+
+    /// What `listener` takes on; `None` if all.
+    pub(crate) fn inbound(&self, listener: &str) -> Option<&Inbound> {
+        self.inbound.get(listener)
     }
 
     /// The way of a request, if there is one.

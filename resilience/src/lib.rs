@@ -98,6 +98,7 @@ pub mod expired;
 pub mod fallback;
 pub mod fault;
 pub mod hedge;
+pub mod inbound;
 pub mod keyed;
 #[cfg(feature = "tower")]
 pub mod layer;

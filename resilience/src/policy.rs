@@ -16,6 +16,7 @@ use crate::{
     fallback::FallbackConfig,
     fault::FaultConfig,
     hedge::HedgeConfig,
+    inbound::InboundConfig,
     retry::RetryConfig,
     throttle::ThrottleConfig,
 };
@@ -68,8 +69,15 @@ pub struct TrafficPolicy {
     pub fallback: Option<FallbackConfig>,
     /// Which endpoint takes a try.
     pub balance: BalanceConfig,
+    /// What the service takes on; enforced before its handler, not by its callers.
+    #[serde(skip_serializing_if = "is_nothing")]
+    pub inbound: InboundConfig,
     /// When an endpoint is left out.
     pub outlier: OutlierConfig,
+}
+
+fn is_nothing(inbound: &InboundConfig) -> bool {
+    *inbound == InboundConfig::default()
 }
 
 /// How long a call may take, in the words of Gateway API's `HTTPRoute`.
@@ -156,6 +164,7 @@ impl TrafficPolicy {
         if let Some(fallback) = &self.fallback {
             fallback.validate().map_err(|e| e.within("fallback"))?;
         }
+        self.inbound.validate().map_err(|e| e.within("inbound"))?;
         self.balance.validate().map_err(|e| e.within("balance"))?;
         self.outlier.validate().map_err(|e| e.within("outlier"))
     }

@@ -52,6 +52,8 @@ impl Inbound {
                     head: 16 << 10,
                     ..Limits::default()
                 },
+                // Whoever reaches this port is of the mesh; its edge has dealt with strangers.
+                believe_priority: true,
                 ..Rules::default()
             },
         })
@@ -74,5 +76,9 @@ impl Door for Inbound {
 
     fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    fn guard(&self, _: &Routed) -> Option<selvedge_resilience::layer::Inbound> {
+        Some(self.app.inbound().clone())
     }
 }

@@ -70,6 +70,8 @@ impl Outbound {
                     any_target: true,
                     ..Limits::default()
                 },
+                // The app's own word.
+                believe_priority: true,
                 ..Rules::default()
             },
         };

@@ -120,3 +120,41 @@ fn an_app_that_is_gone_is_a_problem_with_a_name_and_a_time() {
     }
     assert!(registry.instances("orders").is_empty(), "never registered");
 }
+
+#[test]
+fn the_app_takes_on_what_its_policy_says() {
+    let (app, registry) = (App::start("orders"), Registry::start());
+    let text = format!(
+        "{}\n{}",
+        file(&app, &registry).replace(
+            "id = \"orders-1\"",
+            "id = \"orders-1\"\npolicy = \"guarded\""
+        ),
+        r#"
+[policies.guarded]
+inbound = { rate_limit = { rate = "2/h", by = { header = "x-caller" } } }
+"#
+    );
+    let sidecar = Sidecar::start(&text);
+    eventually("it is ready", || sidecar.is_ready());
+    let inbound = sidecar.port("inbound");
+    let from = |caller: &str| {
+        let host = format!("orders\r\nx-caller: {caller}");
+        let answer = ask(inbound, &host, "/").expect("an answer");
+        (status(&answer), answer)
+    };
+    let answers: Vec<u16> = ["a", "a", "b"].map(|caller| from(caller).0).into();
+    assert_eq!(answers, [200, 200, 200]);
+    let (code, refused) = from("a");
+    assert_eq!(code, 429, "{refused}");
+    for part in [
+        "retry-after: ",
+        "ratelimit-policy: ",
+        "\"policy\":\"rate_limit\"",
+    ] {
+        assert!(refused.contains(part), "{part} in {refused}");
+    }
+    let metrics = sidecar.admin("/metrics");
+    let counted = "selvedge_policy_rejections_total{service=\"orders\",policy=\"rate_limit\"";
+    assert!(metrics.contains(counted), "{metrics}");
+}

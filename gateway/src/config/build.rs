@@ -10,7 +10,7 @@ use selvedge_registry::{
         registry::RegistryFile,
     },
 };
-use selvedge_resilience::TrafficPolicy;
+use selvedge_resilience::{TrafficPolicy, inbound::InboundConfig};
 
 use super::{
     Config, Listener, Process, Rewrite, Route, Service,
@@ -44,8 +44,13 @@ pub(super) fn build(file: &File) -> Result<Config, ConfigError> {
     admin
         .validate()
         .map_err(|why| file.error("admin.bind", why))?;
+    let written = file.value.listeners.iter();
+    let inbound = written.map(|(name, listener)| (name.clone(), listener.inbound.clone()));
     Ok(Config {
         listeners,
+        inbound: inbound
+            .filter(|(_, inbound)| *inbound != InboundConfig::default())
+            .collect(),
         registry,
         locality: file.value.locality.clone(),
         services,
@@ -73,6 +78,10 @@ fn listeners(file: &File) -> Result<Vec<Listener>, ConfigError> {
             })?;
             trusted.push(network);
         }
+        let inbound = listener.inbound.validate();
+        inbound.map_err(|error| {
+            file.error(&format!("{path}.inbound.{}", error.path), error.to_string())
+        })?;
         let limits = &listener.limits;
         let positive = [
             ("connections", limits.connections > 0),

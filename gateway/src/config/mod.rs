@@ -12,7 +12,7 @@ pub mod written;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use selvedge_registry::{
     Endpoint, Locality, ServiceName,
@@ -24,7 +24,7 @@ use selvedge_registry::{
         telemetry::TelemetryConfig,
     },
 };
-use selvedge_resilience::TrafficPolicy;
+use selvedge_resilience::{TrafficPolicy, inbound::InboundConfig};
 
 use self::written::{AccessLogFile, GatewayFile, LimitsFile};
 pub use self::{build::MAX_SOCKETS, quick::quick};
@@ -35,6 +35,8 @@ use crate::routing::RouteTable;
 pub struct Config {
     /// Where clients come in.
     pub listeners: Vec<Listener>,
+    /// What is taken on through each of them, by name; those that take all are not here.
+    pub inbound: BTreeMap<String, InboundConfig>,
     /// Who knows where services are.
     pub registry: Option<RegistryFile>,
     /// Where the gateway runs.

@@ -9,6 +9,7 @@ use selvedge_registry::{
 use selvedge_resilience::{
     TrafficPolicy,
     config::{ByteSize, Millis},
+    inbound::InboundConfig,
 };
 use serde::Deserialize;
 
@@ -54,6 +55,9 @@ pub struct ListenerFile {
     /// What a client may take.
     #[serde(default)]
     pub limits: LimitsFile,
+    /// What the services behind take on together: section `inbound` of a policy.
+    #[serde(default)]
+    pub inbound: InboundConfig,
     /// Networks whose `X-Forwarded-*` is believed, as `"10.0.0.0/8"`; everybody else's is dropped.
     #[serde(default)]
     pub trusted_proxies: Vec<String>,

@@ -14,6 +14,7 @@
 //! | [`ContextLayer`], [`propagate`] | what a request carries, read once and passed on |
 //! | [`DeadlineLayer`] | refusing what nobody waits for any more |
 //! | [`TimeoutLayer`] | a total deadline, read from and written to the wire |
+//! | [`InboundLayer`] | what a service takes on: shedding, rates, limits, deadlines |
 //! | [`Stack`] | all of them towards one destination, in the order that works |
 //!
 //! # What all of them hold to
@@ -32,6 +33,8 @@ mod fallback;
 mod fault;
 mod guard;
 mod hedge;
+mod inbound;
+mod keep;
 mod keyed;
 mod oneshot;
 mod peek;
@@ -41,6 +44,7 @@ mod rate_limit;
 mod replay;
 mod retry;
 mod shed;
+mod slot;
 mod stack;
 mod throttle;
 mod timeout;
@@ -48,6 +52,7 @@ mod transport;
 
 use std::fmt;
 
+use self::slot::Patience;
 pub use self::{
     bodies::{EitherBody, FixedBody},
     body::{BodyError, GuardedBody},
@@ -60,6 +65,7 @@ pub use self::{
     fault::{FaultFuture, FaultLayer, FaultService, Injected},
     guard::{CallGuard, Completes},
     hedge::{HedgeBody, HedgeFuture, HedgeHeld, HedgeLayer, HedgeService},
+    inbound::{Caller, Inbound, InboundFuture, InboundHeld, InboundLayer, InboundService, Refused},
     keyed::{KeyedLayer, KeyedService},
     peek::PeekedBody,
     policy_layer::{

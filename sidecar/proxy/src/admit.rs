@@ -73,6 +73,8 @@ pub(crate) struct Seen {
     pub pretence: bool,
     /// `X-Request-Id`.
     pub request_id: bool,
+    /// `X-Priority`.
+    pub priority: bool,
     /// More than one `cookie` field (HTTP/2 allows crumbs).
     pub crumbs: bool,
 }
@@ -212,6 +214,7 @@ fn note(name: &HeaderName, seen: &mut Seen) {
     match name.as_bytes().first() {
         Some(b'k' | b'p') => seen.hop |= matches!(name, "keep-alive" | "proxy-connection"),
         Some(b'x') if name == "x-request-id" => seen.request_id = true,
+        Some(b'x') if name == "x-priority" => seen.priority = true,
         Some(b'x' | b'f' | b's') => seen.pretence |= is_pretence(name),
         _ => {}
     }

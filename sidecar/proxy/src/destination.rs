@@ -21,7 +21,7 @@ use selvedge_resilience::{
     TrafficPolicy,
     balance::{self, EndpointStatus, HashOn, Member, stable_hash},
     config::PolicyError,
-    layer::{self, Stack},
+    layer::{self, Inbound, Stack},
 };
 use tokio::task::AbortHandle;
 
@@ -34,12 +34,35 @@ pub(crate) type Held = layer::Held<UpstreamKey>;
 #[derive(Debug)]
 pub struct Destination {
     name: ServiceName,
-    stack: Stack<UpstreamKey>,
+    enforced: Enforced,
     metrics: ClientMetrics,
     source: Mutex<Source>,
     published: Mutex<Option<Published>>,
     /// Whether anybody has ever said where it is: asked on every request.
     heard: AtomicBool,
+}
+
+/// One policy, in its two halves: how the service is called, and what it takes on.
+#[derive(Debug, Clone)]
+struct Enforced {
+    stack: Stack<UpstreamKey>,
+    inbound: Inbound,
+}
+
+impl Enforced {
+    fn new(policy: TrafficPolicy) -> Result<Self, PolicyError> {
+        Ok(Self {
+            inbound: Inbound::new(policy.inbound.clone())?,
+            stack: Stack::new(policy)?,
+        })
+    }
+
+    /// Both or none: the stack looks at the whole policy first.
+    fn reconfigure(&self, policy: TrafficPolicy) -> Result<(), PolicyError> {
+        let inbound = policy.inbound.clone();
+        self.stack.reconfigure(policy)?;
+        self.inbound.reconfigure(inbound)
+    }
 }
 
 /// A policy that somebody else decides on.
@@ -90,12 +113,12 @@ impl Destination {
         watch: ServiceWatch,
         metrics: &ProxyMetrics,
     ) -> Result<Arc<Self>, PolicyError> {
-        let stack = Stack::new(policy)?;
-        let source = Mutex::new(Source::follow(&stack, watch));
+        let enforced = Enforced::new(policy)?;
+        let source = Mutex::new(Source::follow(&enforced.stack, watch));
         let metrics = metrics.destination(name.as_str());
         Ok(Arc::new(Self {
             name,
-            stack,
+            enforced,
             metrics,
             source,
             published: Mutex::new(None),
@@ -108,7 +131,7 @@ impl Destination {
     /// # Panics
     /// Outside a tokio runtime, as [`new`](Self::new).
     pub fn follow(&self, watch: ServiceWatch) {
-        *self.source.lock() = Source::follow(&self.stack, watch);
+        *self.source.lock() = Source::follow(&self.enforced.stack, watch);
     }
 
     /// Takes a new policy at once; circuit, budget, limits and verdicts keep their state.
@@ -116,7 +139,7 @@ impl Destination {
     /// # Errors
     /// [`PolicyError`] if it cannot work; nothing changes then.
     pub fn reconfigure(&self, policy: TrafficPolicy) -> Result<(), PolicyError> {
-        self.stack.reconfigure(policy)
+        self.enforced.reconfigure(policy)
     }
 
     /// Follows the policy that is published for the service from now on; while there is none,
@@ -134,9 +157,9 @@ impl Destination {
         otherwise: TrafficPolicy,
     ) -> Result<(), PolicyError> {
         otherwise.validate()?;
-        take_policy(&self.stack, &self.name, &watch, &otherwise);
+        take_policy(&self.enforced, &self.name, &watch, &otherwise);
         let following = follow_policy(
-            self.stack.clone(),
+            self.enforced.clone(),
             self.name.clone(),
             watch.clone(),
             otherwise,
@@ -167,9 +190,14 @@ impl Destination {
         self.source.lock().watch.current().synced
     }
 
+    /// The limits of the service itself. Who stands right before it enforces them.
+    pub fn inbound(&self) -> &Inbound {
+        &self.enforced.inbound
+    }
+
     /// The policies and their state.
     pub fn stack(&self) -> &Stack<UpstreamKey> {
-        &self.stack
+        &self.enforced.stack
     }
 
     /// Waits for discovery's first word, as long as a connection may take: the first request to a
@@ -181,19 +209,22 @@ impl Destination {
         let mut watch = self.source.lock().watch.clone();
         let word = tokio::time::timeout(self.connect_timeout(), watch.synced()).await;
         if word.is_ok() {
-            take_endpoints(&self.stack, &watch);
+            take_endpoints(&self.enforced.stack, &watch);
             self.heard.store(true, Ordering::Relaxed);
         }
     }
 
     /// How long a new connection may take.
     pub(crate) fn connect_timeout(&self) -> Duration {
-        self.stack.with_policy(|policy| policy.timeouts.connect.0)
+        self.enforced
+            .stack
+            .with_policy(|policy| policy.timeouts.connect.0)
     }
 
     /// Whether a client's address decides which endpoint it gets.
     pub(crate) fn places_by_source(&self) -> bool {
-        self.stack
+        self.enforced
+            .stack
             .with_policy(|policy| policy.balance.hash_on == Some(HashOn::Source))
     }
 
@@ -216,7 +247,7 @@ impl Destination {
 
     /// State and counters for an operator, as `/clusters` shows them.
     pub fn status(&self) -> serde_json::Value {
-        let status = self.stack.status();
+        let status = self.enforced.stack.status();
         let breaker = status.breaker.map(|breaker| {
             serde_json::json!({
                 "state": format!("{:?}", breaker.state).to_lowercase(),
@@ -303,30 +334,30 @@ async fn follow(stack: Stack<UpstreamKey>, mut watch: ServiceWatch) {
 }
 
 async fn follow_policy(
-    stack: Stack<UpstreamKey>,
+    enforced: Enforced,
     name: ServiceName,
     mut watch: PolicyWatch,
     otherwise: TrafficPolicy,
 ) {
     loop {
         watch.changed().await;
-        take_policy(&stack, &name, &watch, &otherwise);
+        take_policy(&enforced, &name, &watch, &otherwise);
     }
 }
 
 fn take_policy(
-    stack: &Stack<UpstreamKey>,
+    enforced: &Enforced,
     name: &ServiceName,
     watch: &PolicyWatch,
     otherwise: &TrafficPolicy,
 ) {
     let published = watch.current();
     let policy = published.as_ref().map_or(otherwise, |p| &p.policy);
-    if stack.with_policy(|now| now == policy) {
+    if enforced.stack.with_policy(|now| now == policy) {
         return;
     }
     let version = published.as_ref().map(|published| published.version);
-    match stack.reconfigure(policy.clone()) {
+    match enforced.reconfigure(policy.clone()) {
         Ok(()) => tracing::info!(service = %name, version, "policy taken"),
         // Both were validated; a newer version of ours may know better than the one that did.
         Err(error) => {

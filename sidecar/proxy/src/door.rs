@@ -4,6 +4,8 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use http::{StatusCode, request::Parts};
 
+use selvedge_resilience::layer::Inbound;
+
 use crate::{Admitted, Destination, Limits, RouteMetrics};
 
 /// One listener's mind: the gateway's routes, the sidecar's inbound and outbound sides.
@@ -18,6 +20,13 @@ pub trait Door: Send + Sync + 'static {
 
     /// What clients may take.
     fn rules(&self) -> &Rules;
+
+    /// What a routed request must pass before it is sent on; nothing, where this door is not the
+    /// one that protects what is behind it.
+    fn guard(&self, routed: &Routed) -> Option<Inbound> {
+        let _ = routed;
+        None
+    }
 }
 
 /// What clients of a listener may take.
@@ -33,6 +42,9 @@ pub struct Rules {
     pub header_timeout: Duration,
     /// Without a request. Default 75 s: nginx `keepalive_timeout`.
     pub idle_timeout: Duration,
+    /// Whether anybody's `x-priority` is believed; else only a trusted proxy's. Default false:
+    /// strangers find themselves all critical.
+    pub believe_priority: bool,
 }
 
 impl Default for Rules {
@@ -43,6 +55,7 @@ impl Default for Rules {
             h2_streams: 100,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
+            believe_priority: false,
         }
     }
 }

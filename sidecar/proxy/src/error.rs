@@ -12,7 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use selvedge_registry::problem::{CONTENT_TYPE, Problem};
-use selvedge_resilience::{FailureClass, Policy, Reason, Rejected, layer::Error};
+use selvedge_resilience::{
+    FailureClass, Policy, Reason, Rejected,
+    layer::{Error, Refused},
+};
 
 use crate::{body::ResponseBody, door::Refusal, exchange::Exchange, upstream::UpstreamError};
 
@@ -30,6 +33,8 @@ pub(crate) struct Failure {
     flag: &'static str,
     /// Whether what else comes on the connection cannot be trusted.
     close: bool,
+    /// What else a caller over its rate is told.
+    rate: Option<Refused>,
 }
 
 /// Where nothing is there to take the request, when to look again: a registry's news take less.
@@ -52,6 +57,7 @@ impl Failure {
             },
             flag: if not_found { "NR" } else { "DPE" },
             close: refusal.status.is_client_error() && !not_found,
+            rate: None,
         }
     }
 
@@ -74,6 +80,14 @@ impl Failure {
             }
             Error::Service(error) => Self::upstream(error.class, error.what),
             other => Self::upstream(FailureClass::Other, &other.to_string()),
+        }
+    }
+
+    /// A request that its service does not take on.
+    pub(crate) fn not_taken_on(refused: Refused) -> Self {
+        Self {
+            rate: refused.rate.is_some().then_some(refused),
+            ..Self::rejected(&refused.rejected)
         }
     }
 
@@ -102,6 +116,7 @@ impl Failure {
             proxy_error,
             flag: rejected.flag(),
             close: false,
+            rate: None,
         }
     }
 
@@ -142,6 +157,7 @@ impl Failure {
             proxy_error,
             flag,
             close: false,
+            rate: None,
         }
     }
 
@@ -161,6 +177,9 @@ impl Failure {
         }
         if let Some(after) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
+        }
+        if let Some(refused) = &self.rate {
+            refused.write(&mut headers);
         }
         if let Some(id) = &exchange.request_id {
             headers.insert(crate::headers::REQUEST_ID.clone(), id.clone());
@@ -244,6 +263,9 @@ fn code(rejected: &Rejected) -> &'static str {
         Policy::Bulkhead => "bulkhead-full",
         Policy::Balancer => "no-endpoint",
         Policy::RetryBudget => "retry-budget",
+        Policy::Throttle => "throttled",
+        Policy::Shed => "shed",
+        Policy::Fault => "fault-injected",
         _ => "overloaded",
     }
 }

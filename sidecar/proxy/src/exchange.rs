@@ -5,10 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, request::Parts};
 use selvedge_registry::node::telemetry::{context_of, continue_trace, tracing_enabled};
 use selvedge_resilience::{
-    Outcome,
+    FailureClass, Outcome,
     context::trace::{self, TraceContext},
     fallback::Cause,
-    layer::{Attempt, Hook},
+    layer::{Attempt, CallGuard, Hook, InboundHeld},
 };
 use tokio::time::Instant;
 use tracing::{Span, field::Empty};
@@ -47,6 +47,8 @@ pub(crate) struct Exchange {
     span: Span,
     _active: Active,
     busy: Busy,
+    /// What the service's own limits hold of it.
+    inbound: Option<CallGuard<InboundHeld>>,
 }
 
 impl Exchange {
@@ -73,6 +75,7 @@ impl Exchange {
             span: Span::none(),
             _active: worker.metrics.request(),
             busy: connection.clock.busy(),
+            inbound: None,
         })
     }
 
@@ -104,6 +107,16 @@ impl Exchange {
         }
     }
 
+    /// When it arrived.
+    pub(crate) fn started(&self) -> std::time::Instant {
+        self.start.into_std()
+    }
+
+    /// The service behind takes it on.
+    pub(crate) fn take_on(&mut self, held: InboundHeld) {
+        self.inbound = Some(CallGuard::new(held));
+    }
+
     /// Bytes of the answer's body are on their way.
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
@@ -113,6 +126,9 @@ impl Exchange {
     pub(crate) fn end(&mut self, complete: bool) {
         let now = Instant::now();
         self.busy.ended(now);
+        if let Some(mut held) = self.inbound.take() {
+            held.complete(judge(self.status, complete), None);
+        }
         let took = now.saturating_duration_since(self.start);
         let seconds = took.as_secs_f64();
         if let Some(route) = &self.route {
@@ -175,6 +191,17 @@ impl Exchange {
     pub(crate) fn abandon(&mut self) {
         self.status = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
         self.end(false);
+    }
+}
+
+/// What an exchange says of the service that it was with.
+fn judge(status: StatusCode, complete: bool) -> Outcome {
+    match status.as_u16() {
+        _ if !complete => Outcome::Cancelled,
+        429 => Outcome::RateLimited,
+        504 => Outcome::Failure(FailureClass::Timeout),
+        500..=599 => Outcome::Failure(FailureClass::ServerError),
+        _ => Outcome::Success,
     }
 }
 

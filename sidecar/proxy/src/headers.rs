@@ -41,6 +41,11 @@ impl Origin {
         }
     }
 
+    /// Whether it is a proxy of ours.
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.trusted
+    }
+
     /// Takes away what an untrusted client pretends, and says who it is.
     fn write(&self, headers: &mut HeaderMap, seen: Seen) {
         if seen.pretence && !self.trusted {
@@ -232,6 +237,7 @@ mod tests {
         hop: true,
         pretence: true,
         request_id: true,
+        priority: true,
         crumbs: true,
     };
 

@@ -19,7 +19,8 @@ use parking_lot::Mutex;
 use selvedge_resilience::{
     Rng,
     balance::stable_hash,
-    layer::{Error, HashKey, Injected, RequestTimeout},
+    context::priority,
+    layer::{Caller, Error, HashKey, Injected, RequestTimeout},
 };
 
 use crate::{
@@ -199,6 +200,24 @@ async fn handle<D: Door>(
     if is_too_long(&body, rules.body) {
         worker.metrics.refused("body-too-large");
         return Err(Failure::too_large());
+    }
+    let believed = rules.believe_priority || connection.client.origin.is_trusted();
+    if admitted.seen.priority && !believed {
+        head.headers.remove(&priority::HEADER);
+    }
+    if let Some(inbound) = connection.door.guard(&routed) {
+        let caller = Caller {
+            source: Some(connection.client.peer.ip()),
+            priority: None,
+            arrived: Some(exchange.started()),
+        };
+        match inbound.admit(&head, caller).await {
+            Ok(held) => exchange.take_on(held),
+            Err(refused) => {
+                routed.destination.metrics().rejected(&refused.rejected);
+                return Err(Failure::not_taken_on(refused));
+            }
+        }
     }
     let client_side = admitted
         .websocket

@@ -1,9 +1,6 @@
 //! One try: asked for at every policy, sent to one endpoint, cut off in time.
 
-use std::{
-    future::{Future, poll_fn},
-    time::SystemTime,
-};
+use std::{future::Future, time::SystemTime};
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
@@ -18,25 +15,16 @@ use super::{
 };
 use crate::{
     balance::{HashOn, Key, PickContext, stable_hash},
-    bulkhead::{Entry, Queued, Waiter},
     classify::{self, outcome_of_head},
     fault::Fault,
     layer::{
-        EitherBody, Error, FixedBody, Injected, ReplayBody, Transport, TransportError,
+        EitherBody, Error, FixedBody, Injected, Patience, ReplayBody, Transport, TransportError,
         fault::aborted,
+        slot::{earlier, slot},
     },
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     retry::{Judgement, RetryConfig},
 };
-
-/// Whether a try waits for a slot where a limit has a queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Patience {
-    /// As long as the queue lets it.
-    Queue,
-    /// Not at all.
-    None,
-}
 
 /// When something happens, and when it must be over.
 #[derive(Debug, Clone, Copy)]
@@ -69,11 +57,11 @@ impl<K: Key> Stack<K> {
             None => None,
         };
         let bulkhead = match &plan.bulkhead {
-            Some(core) => Some(slot(core, time, patience).await?),
+            Some(core) => Some(slot(core, &mut time.now, time.deadline, patience).await?),
             None => None,
         };
         let concurrency = match &plan.concurrency {
-            Some(core) => Some(slot(core, time, patience).await?),
+            Some(core) => Some(slot(core, &mut time.now, time.deadline, patience).await?),
             None => None,
         };
         let now = time.now.into_std();
@@ -156,42 +144,6 @@ async fn suffer<K, B, T: Transport<K, B>>(
     };
     answer.extensions_mut().insert(injected);
     Ok(answer)
-}
-
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (one, other) => one.or(other),
-    }
-}
-
-/// A slot of a limit, waited for if the limit has a queue.
-async fn slot<C: Queued>(
-    core: &C,
-    time: &mut Time,
-    patience: Patience,
-) -> Result<C::Permit, Rejected> {
-    match core.acquire(time.now.into_std())? {
-        Entry::Admitted(permit) => Ok(permit),
-        Entry::Waits(waiter) if patience == Patience::None => waiter.expire(time.now.into_std()),
-        // Boxed, because it is rare, and would make every call's future larger.
-        Entry::Waits(waiter) => Box::pin(wait(waiter, time)).await,
-    }
-}
-
-async fn wait<C: Queued>(mut waiter: Waiter<C>, time: &mut Time) -> Result<C::Permit, Rejected> {
-    let patience = waiter.deadline().map(Instant::from_std);
-    let until = earlier(patience, time.deadline);
-    let granted = poll_fn(|cx| waiter.poll(cx.waker(), super::now()));
-    let granted = match until {
-        Some(until) => tokio::time::timeout_at(until, granted).await.ok(),
-        None => Some(granted.await),
-    };
-    time.now = Instant::now();
-    match granted {
-        Some(result) => result,
-        None => waiter.expire(time.now.into_std()),
-    }
 }
 
 /// What a hashing policy places the request by.

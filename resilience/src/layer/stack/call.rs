@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     Answer, Attempt, Hook, RequestTimeout, Stack,
-    attempt::{Patience, Time, judge},
+    attempt::{Time, judge},
     held::{Admitted, Paid},
     plan::Plan,
     race::Start,
@@ -21,8 +21,8 @@ use crate::{
     fallback::{Cause, FallbackConfig},
     hedge::{Hedge, Race},
     layer::{
-        BoxError, EitherBody, Error, Fixed, FixedBody, GuardedBody, Transport, fallback::mark,
-        replay::Replay,
+        BoxError, EitherBody, Error, Fixed, FixedBody, GuardedBody, Patience, Transport,
+        fallback::mark, replay::Replay,
     },
     outcome::{Policy, Reason, Rejected},
     retry::{

@@ -11,7 +11,7 @@ use crate::{
     config::PolicyError,
     fault::Faults,
     hedge::Hedge,
-    layer::Fixed,
+    layer::{Fixed, keep::keep},
     rate_limit::RateLimit,
     retry::{RetryConfig, budget::Budget},
     rng::Rng,
@@ -114,19 +114,5 @@ fn budget_of(policy: &TrafficPolicy) -> Option<RetryConfig> {
         (Some(retry), _) => Some(retry.clone()),
         (None, Some(_)) => Some(RetryConfig::default()),
         (None, None) => None,
-    }
-}
-
-/// The old core with its new configuration, or a new one; none for a section that is not written.
-fn keep<T, C: Clone>(
-    section: Option<&T>,
-    old: Option<&C>,
-    new: impl FnOnce(&T) -> Result<C, PolicyError>,
-    change: impl FnOnce(&C, &T) -> Result<(), PolicyError>,
-) -> Result<Option<C>, PolicyError> {
-    match (section, old) {
-        (None, _) => Ok(None),
-        (Some(config), Some(core)) => change(core, config).map(|()| Some(core.clone())),
-        (Some(config), None) => new(config).map(Some),
     }
 }

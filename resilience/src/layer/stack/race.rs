@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     Attempt, Hook, Stack,
-    attempt::{Patience, Time, judge},
+    attempt::{Time, judge},
     call::copy,
     held::Admitted,
     plan::Plan,
@@ -26,7 +26,7 @@ use crate::{
     balance::Key,
     context::deadline,
     hedge::{Race, Unsent},
-    layer::{EitherBody, Error, FixedBody, ReplayBody, Transport, replay::Replay},
+    layer::{EitherBody, Error, FixedBody, Patience, ReplayBody, Transport, replay::Replay},
     retry::{
         Judgement, RetryConfig,
         budget::{Extra, Logical},

@@ -1,0 +1,209 @@
+//! What a service takes on, in paused time.
+
+use std::{convert::Infallible, sync::atomic::Ordering};
+
+use http_body_util::{BodyExt, Full};
+use tower::{ServiceExt, service_fn};
+
+use super::*;
+
+fn inbound(text: &str) -> Inbound {
+    Inbound::new(toml::from_str(text).expect(text)).expect(text)
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Answers after `ms`, with as many requests under way as there are.
+fn handler(
+    ms: u64,
+) -> impl Service<Request<()>, Response = Answer, Error = Infallible, Future: Send> + Clone {
+    service_fn(move |_: Request<()>| async move {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        Ok(Response::new(Full::from("done")))
+    })
+}
+
+async fn ask<S, RB>(service: S, request: Request<()>) -> (u16, Bytes, HeaderMap)
+where
+    S: Service<Request<()>, Response = Response<RB>, Error = Infallible>,
+    RB: Body<Data = Bytes>,
+    RB::Error: fmt::Debug,
+{
+    let answer = service.oneshot(request).await.expect("infallible");
+    let (head, body) = answer.into_parts();
+    let body = body.collect().await.expect("a body").to_bytes();
+    (head.status.as_u16(), body, head.headers)
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_section_refuses_by_its_name_and_says_when_to_come_back() {
+    let cases = [
+        ("rate_limit = { rate = \"1/h\" }", 429, "rate_limit"),
+        ("bulkhead = 1", 503, "bulkhead"),
+        (
+            "concurrency = { initial = 1, min = 1 }",
+            503,
+            "adaptive_limit",
+        ),
+    ];
+    for (text, status, policy) in cases {
+        let service = InboundLayer::new(inbound(text)).layer(handler(50));
+        let first = tokio::spawn(ask(service.clone(), Request::new(())));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let (got, body, headers) = ask(service, Request::new(())).await;
+        assert_eq!(got, status, "{text}");
+        let text = String::from_utf8_lossy(&body);
+        assert!(text.contains(&format!(r#""policy":"{policy}""#)), "{text}");
+        assert_eq!(headers[CONTENT_TYPE], "application/problem+json");
+        if status == 429 {
+            assert!(headers.contains_key("ratelimit-policy") && headers.contains_key(RETRY_AFTER));
+        }
+        assert_eq!(first.await.expect("no panic").0, 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_is_waited_in_and_what_nobody_waits_for_is_not_begun() {
+    let inbound = inbound("bulkhead = { max = 1, queue = { max = 5, wait = \"1s\" } }");
+    let service = InboundLayer::new(inbound.clone()).layer(handler(100));
+    let all: Vec<_> = (0..3)
+        .map(|_| tokio::spawn(ask(service.clone(), Request::new(()))))
+        .collect();
+    for one in all {
+        assert_eq!(one.await.expect("no panic").0, 200);
+    }
+    let held = tokio::spawn(ask(service.clone(), Request::new(())));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let mut hurried = Request::new(());
+    let soon = HeaderValue::from_static("20m");
+    hurried.headers_mut().insert("grpc-timeout", soon);
+    let start = Instant::now();
+    assert_eq!(ask(service.clone(), hurried).await.0, 503);
+    assert_eq!(start.elapsed(), Duration::from_millis(20));
+    let mut expired = Request::new(());
+    expired.extensions_mut().insert(Deadline(start.into_std()));
+    assert_eq!(ask(service, expired).await.0, 504);
+    assert_eq!(held.await.expect("no panic").0, 200);
+    assert_eq!(inbound.in_flight(), (Some(0), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_are_told_apart_as_written() {
+    let with = |header: Option<&'static str>, source: Option<[u8; 4]>| {
+        let mut request = Request::new(());
+        if let Some(key) = header {
+            let key = HeaderValue::from_static(key);
+            request.headers_mut().insert("x-api-key", key);
+        }
+        if let Some(source) = source {
+            request.extensions_mut().insert(IpAddr::from(source));
+        }
+        request
+    };
+    let by_header = "rate_limit = { rate = \"1/h\", by = { header = \"x-api-key\" } }";
+    let service = InboundLayer::new(inbound(by_header)).layer(handler(0));
+    for (key, want) in [
+        (Some("a"), 200),
+        (Some("b"), 200),
+        (Some("a"), 429),
+        (None, 200),
+        (None, 429),
+    ] {
+        let got = ask(service.clone(), with(key, None)).await.0;
+        assert_eq!(got, want, "{key:?}");
+    }
+    let by_source = InboundLayer::new(inbound("rate_limit = { rate = \"1/h\" }"));
+    let service = by_source.layer(handler(0));
+    for (source, want) in [
+        ([1, 1, 1, 1], 200),
+        ([2, 2, 2, 2], 200),
+        ([1, 1, 1, 1], 429),
+    ] {
+        let got = ask(service.clone(), with(Some("a"), Some(source))).await.0;
+        assert_eq!(got, want, "{source:?}");
+    }
+}
+
+/// Three times what can be done: what matters is done, what does not is refused first.
+#[tokio::test(start_paused = true)]
+async fn under_overload_what_matters_least_goes_first() {
+    let text = r#"
+        shed = { target = "20ms", window = "200ms" }
+        bulkhead = { max = 10, queue = { max = 1000, wait = "2s", order = "fifo" } }
+    "#;
+    let service = InboundLayer::new(inbound(text)).layer(handler(10));
+    let done = Arc::new([const { std::sync::atomic::AtomicU32::new(0) }; 3]);
+    let mut tasks = Vec::new();
+    // 1,000 a second can be done; 3,000 come: 300 critical, 700 default, 2,000 batch.
+    for n in 0..15_000u32 {
+        let (level, word) = match n % 30 {
+            0..3 => (0, "critical"),
+            3..10 => (1, "default"),
+            _ => (2, "batch"),
+        };
+        let mut request = Request::new(());
+        let word = HeaderValue::from_static(word);
+        request.headers_mut().insert("x-priority", word);
+        let (service, done) = (service.clone(), Arc::clone(&done));
+        tasks.push(tokio::spawn(async move {
+            if ask(service, request).await.0 == 200 {
+                done[level].fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+        if n % 3 == 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    let share = |level: usize, came: f64| f64::from(done[level].load(Ordering::Relaxed)) / came;
+    let (critical, default, batch) = (share(0, 1_500.0), share(1, 3_500.0), share(2, 10_000.0));
+    let all = critical * 1_500.0 + default * 3_500.0 + batch * 10_000.0;
+    let shown = format!("{critical:.2} {default:.2} {batch:.2}, {all} in all");
+    assert!(critical > 0.95 && default > batch * 3.0, "{shown}");
+    assert!(all > 4_000.0, "goodput: {shown}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_dropped_at_any_point_leaves_nothing_behind() {
+    let text = r#"
+        shed = {}
+        bulkhead = { max = 1, queue = { max = 9, wait = "1s" } }
+        concurrency = { initial = 1, min = 1 }
+    "#;
+    let inbound = inbound(text);
+    let service = InboundLayer::new(inbound.clone()).layer(handler(30));
+    for ms in 0..70 {
+        let two = async {
+            tokio::join!(
+                ask(service.clone(), Request::new(())),
+                ask(service.clone(), Request::new(()))
+            )
+        };
+        let _cut = tokio::time::timeout(Duration::from_millis(ms), two).await;
+        assert_eq!(inbound.in_flight(), (Some(0), Some(0)), "after {ms} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_configuration_keeps_what_stays() {
+    let inbound = inbound("bulkhead = 1\nrate_limit = { rate = \"1/h\", by = \"all\" }");
+    let service = InboundLayer::new(inbound.clone()).layer(handler(0));
+    assert_eq!(ask(service.clone(), Request::new(())).await.0, 200);
+    let config = toml::from_str("rate_limit = { rate = \"2/h\", by = \"all\" }").expect("parses");
+    inbound.reconfigure(config).expect("valid");
+    let bad = toml::from_str("bulkhead = 0").expect("parses");
+    assert!(inbound.reconfigure(bad).is_err());
+    assert_eq!(
+        inbound.in_flight(),
+        (None, None),
+        "a bad one changes nothing"
+    );
+    let left: Vec<u16> = [
+        ask(service.clone(), Request::new(())).await.0,
+        ask(service, Request::new(())).await.0,
+    ]
+    .into();
+    assert_eq!(left[1], 429, "{left:?}: its history stays");
+}
