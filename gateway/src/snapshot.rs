@@ -60,7 +60,13 @@ impl Snapshot {
                 Arc::clone(kept)
             } else {
                 let name = service.name.clone();
-                Destination::new(name, service.policy.clone(), watch, metrics)?
+                Destination::new(
+                    name,
+                    service.policy.clone(),
+                    watch,
+                    &config.locality,
+                    metrics,
+                )?
             };
             policy(service, &destination, registry)?;
             destinations.insert(service.name.clone(), destination);

@@ -148,3 +148,31 @@ fn a_strangers_priority_is_not_believed() {
         "the upstream shows what it was sent: {answer}"
     );
 }
+
+#[test]
+fn endpoints_of_its_own_zone_come_first() {
+    let (near, far) = (Upstream::start("near"), Upstream::start("far"));
+    let gateway = Gateway::start(&format!(
+        r#"
+locality = {{ region = "eu", zone = "a" }}
+[listeners.http]
+bind = "127.0.0.1:0"
+[services.web]
+endpoints = [
+    {{ addr = "{}", locality = {{ region = "eu", zone = "a" }} }},
+    {{ addr = "{}", locality = {{ region = "eu", zone = "b" }} }},
+]
+policy = "near"
+[[routes]]
+name = "all"
+to = "web"
+[policies.near]
+balance = {{ locality = {{}} }}
+"#,
+        near.addr, far.addr
+    ));
+    for _ in 0..20 {
+        assert_eq!(status(&gateway.get("a", "/")), 200);
+    }
+    assert_eq!((near.requests(), far.requests()), (20, 0));
+}

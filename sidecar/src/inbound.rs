@@ -41,7 +41,13 @@ impl Inbound {
         };
         let watch = StaticDiscovery::new([(name.clone(), vec![app])]).watch(&name);
         Ok(Self {
-            app: Destination::new(name, service.policy.clone(), watch, metrics)?,
+            app: Destination::new(
+                name,
+                service.policy.clone(),
+                watch,
+                &written.locality,
+                metrics,
+            )?,
             route: Arc::new(Route {
                 name: "inbound".into(),
                 metrics: metrics.route("inbound"),

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use selvedge_proxy::{
     Admitted, Destination, Door, Limits, ProxyMetrics, Refusal, Route, Routed, Rules,
 };
-use selvedge_registry::{ServiceName, client::Discovery};
+use selvedge_registry::{Locality, ServiceName, client::Discovery};
 use tokio::{runtime::Handle, time::Instant};
 
 use crate::config::Policies;
@@ -33,6 +33,8 @@ const UNUSED: Duration = Duration::from_mins(10);
 pub(crate) struct Outbound {
     discovery: Arc<dyn Discovery>,
     policies: Policies,
+    /// Where this sidecar and its app run.
+    home: Locality,
     metrics: ProxyMetrics,
     /// Where destinations follow discovery.
     runtime: Handle,
@@ -55,11 +57,13 @@ impl Outbound {
     pub(crate) fn new(
         discovery: Arc<dyn Discovery>,
         policies: Policies,
+        home: Locality,
         metrics: ProxyMetrics,
     ) -> Self {
         let outbound = Self {
             discovery,
             policies,
+            home,
             metrics,
             runtime: Handle::current(),
             known: ArcSwap::default(),
@@ -128,8 +132,9 @@ impl Outbound {
         let own = self.policies.named.contains_key(&service);
         let published = (!own).then(|| self.discovery.policy(&service));
         let watch = self.discovery.watch(&service);
-        let destination = Destination::new(service, policy.clone(), watch, &self.metrics)
-            .expect("policies were validated with the configuration");
+        let destination =
+            Destination::new(service, policy.clone(), watch, &self.home, &self.metrics)
+                .expect("policies were validated with the configuration");
         // What is written down for the service counts; else what is published; else the default.
         if let Some(published) = published {
             destination

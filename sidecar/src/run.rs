@@ -131,16 +131,17 @@ impl Sidecar {
         let here = config
             .service
             .as_ref()
-            .map(|service| &service.file.locality);
+            .map(|service| service.file.locality.clone())
+            .unwrap_or_default();
         let registry = match &config.registry {
-            Some(registry) => Some(registry.client(&here.cloned().unwrap_or_default())?.spawn()),
+            Some(registry) => Some(registry.client(&here)?.spawn()),
             None => None,
         };
         let discovery: Arc<dyn Discovery> = match &registry {
             Some(registry) => Arc::new(registry.clone()),
             None => Arc::new(StaticDiscovery::default()),
         };
-        let outbound = Outbound::new(discovery, config.policies.clone(), metrics.clone());
+        let outbound = Outbound::new(discovery, config.policies.clone(), here, metrics.clone());
         let outbound = Port::new("outbound", outbound, true);
         let bound = match sockets.inbound.first() {
             Some(first) => Some(first.local_addr()?),

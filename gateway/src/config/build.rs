@@ -14,7 +14,7 @@ use selvedge_resilience::{TrafficPolicy, inbound::InboundConfig};
 
 use super::{
     Config, Listener, Process, Rewrite, Route, Service,
-    written::{EndpointFile, GatewayFile, RouteFile, ServiceFile},
+    written::{DescribedFile, EndpointFile, GatewayFile, RouteFile, ServiceFile},
 };
 use crate::routing::{PathPattern, RouteTable, Rule};
 
@@ -221,9 +221,14 @@ fn fixed(
 ) -> Result<Vec<Endpoint>, ConfigError> {
     let mut endpoints: Vec<Endpoint> = Vec::with_capacity(list.len());
     for (n, written) in list.iter().enumerate() {
-        let (addr, weight) = match written {
-            EndpointFile::Addr(addr) => (*addr, 1),
-            EndpointFile::Weighted(weighted) => (weighted.addr, weighted.weight),
+        let DescribedFile {
+            addr,
+            weight,
+            protocol,
+            locality,
+        } = match written {
+            EndpointFile::Addr(addr) => DescribedFile::plain(*addr),
+            EndpointFile::Described(described) => described.clone(),
         };
         let refuse = |why: String| file.error(&format!("{path}.endpoints"), why);
         if weight == 0 || addr.port() == 0 {
@@ -240,8 +245,8 @@ fn fixed(
             addr,
             incarnation: 0,
             weight,
-            protocol: selvedge_registry::AppProtocol::default(),
-            locality: selvedge_registry::Locality::default(),
+            protocol,
+            locality,
         });
     }
     Ok(endpoints)

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use selvedge_registry::{
-    Locality, ServiceName,
+    AppProtocol, Locality, ServiceName,
     node::{admin::AdminConfig, registry::RegistryFile, telemetry::TelemetryConfig},
 };
 use selvedge_resilience::{
@@ -108,7 +108,7 @@ pub struct ServiceFile {
     pub policy: Option<String>,
 }
 
-/// `"10.1.0.4:80"`, or `{ addr = "10.1.0.5:80", weight = 2 }`.
+/// `"10.1.0.4:80"`, or `{ addr = "10.1.0.5:80", weight = 2, protocol = "h2c" }`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
@@ -117,18 +117,37 @@ pub struct ServiceFile {
 pub enum EndpointFile {
     /// An address of weight 1.
     Addr(SocketAddr),
-    /// With a weight.
-    Weighted(WeightedFile),
+    /// With what else is known of it.
+    Described(DescribedFile),
 }
 
-/// `{ addr = "10.1.0.5:80", weight = 2 }`
+/// `{ addr = "10.1.0.5:80", weight = 2, protocol = "h2c", locality = { zone = "a" } }`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WeightedFile {
+pub struct DescribedFile {
     /// The address.
     pub addr: SocketAddr,
-    /// Its share relative to the others; at least 1.
+    /// Its share relative to the others; at least 1. Default 1.
+    #[serde(default = "one")]
     pub weight: u32,
+    /// What it speaks: `http1` (default) or `h2c`.
+    #[serde(default)]
+    pub protocol: AppProtocol,
+    /// Where it runs.
+    #[serde(default)]
+    pub locality: Locality,
+}
+
+impl DescribedFile {
+    /// An address of which nothing else is known.
+    pub(super) fn plain(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            weight: one(),
+            protocol: AppProtocol::default(),
+            locality: Locality::default(),
+        }
+    }
 }
 
 /// `[[routes]]`
@@ -208,4 +227,8 @@ impl Default for ProcessFile {
             watch: Millis::new(1_000),
         }
     }
+}
+
+const fn one() -> u32 {
+    1
 }

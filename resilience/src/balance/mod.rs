@@ -338,6 +338,12 @@ impl<K: Key> Balancer<K> {
         }
     }
 
+    /// Says where this process is, and leaves which of the callers it is.
+    pub fn set_locality(&self, locality: Locality, now: Instant) {
+        let client = self.0.setup.lock().home.client;
+        self.set_home(Home { locality, client }, now);
+    }
+
     /// Picks an endpoint for a call.
     ///
     /// # Errors

@@ -100,7 +100,8 @@ impl Drop for Source {
 }
 
 impl Destination {
-    /// A destination that follows `watch` until it is dropped.
+    /// A destination that follows `watch` until it is dropped, called from `home`: what the policy's
+    /// `locality` starts from.
     ///
     /// # Errors
     /// [`PolicyError`] if the policy cannot work.
@@ -111,9 +112,11 @@ impl Destination {
         name: ServiceName,
         policy: TrafficPolicy,
         watch: ServiceWatch,
+        home: &Locality,
         metrics: &ProxyMetrics,
     ) -> Result<Arc<Self>, PolicyError> {
         let enforced = Enforced::new(policy)?;
+        enforced.stack.set_locality(balanced(home));
         let source = Mutex::new(Source::follow(&enforced.stack, watch));
         let metrics = metrics.destination(name.as_str());
         Ok(Arc::new(Self {
@@ -369,14 +372,21 @@ fn take_policy(
 fn take_endpoints(stack: &Stack<UpstreamKey>, watch: &ServiceWatch) {
     let known = watch.current();
     stack.set_members(known.endpoints.iter().map(|endpoint| {
-        let Locality { region, zone } = endpoint.locality.clone();
         Member::new(UpstreamKey {
             addr: endpoint.addr,
             incarnation: endpoint.incarnation,
             protocol: endpoint.protocol,
         })
         .weight(endpoint.weight)
-        .locality(balance::Locality { region, zone })
+        .locality(balanced(&endpoint.locality))
         .placed(stable_hash(endpoint.id.as_str()))
     }));
+}
+
+/// The registry's word for a place in the balancer's.
+fn balanced(locality: &Locality) -> balance::Locality {
+    balance::Locality {
+        region: locality.region.clone(),
+        zone: locality.zone.clone(),
+    }
 }

@@ -87,7 +87,13 @@ impl Proxy {
         let known = StaticDiscovery::new([(name.clone(), endpoints.collect())]);
         let registry = Metrics::default();
         let metrics = ProxyMetrics::new(&registry);
-        let destination = Destination::new(name.clone(), policy, known.watch(&name), &metrics);
+        let destination = Destination::new(
+            name.clone(),
+            policy,
+            known.watch(&name),
+            &Locality::default(),
+            &metrics,
+        );
         let destination = destination.expect("a destination");
         let dir = tempfile::tempdir().expect("a directory");
         let log = AccessLog::open(&dir.path().join("access.log"), &metrics).expect("a log");

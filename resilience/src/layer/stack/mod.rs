@@ -34,7 +34,7 @@ pub use self::{
 };
 use crate::{
     TrafficPolicy,
-    balance::{BalanceConfig, Balancer, Home, Key, Member, OutlierConfig},
+    balance::{BalanceConfig, Balancer, Home, Key, Locality, Member, OutlierConfig},
     breaker::CircuitBreaker,
     config::PolicyError,
     rng::Rng,
@@ -112,6 +112,12 @@ impl<K: Key> Stack<K> {
     /// Says where this process is: what `locality` and `subset` of the policy start from.
     pub fn set_home(&self, home: Home) {
         self.0.balancer.set_home(home, now());
+    }
+
+    /// Says where this process is, and leaves which of the callers it is: a number that was drawn,
+    /// so that subsets of many callers overlap evenly.
+    pub fn set_locality(&self, locality: Locality) {
+        self.0.balancer.set_locality(locality, now());
     }
 
     /// The policy in force.
