@@ -11,7 +11,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER};
 use serde::{Deserialize, Serialize};
 
 use crate::outcome::{FailureClass, Outcome};
@@ -125,9 +125,13 @@ pub fn awaits_grpc_trailers(status: StatusCode, headers: &HeaderMap) -> bool {
 /// Whether `headers` are those of a gRPC message, not gRPC-Web's (whose trailers are data).
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let value = headers.get(http::header::CONTENT_TYPE);
-    value
-        .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
-        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    value.is_some_and(is_grpc_type)
+}
+
+/// Whether a `Content-Type` is gRPC's.
+pub(crate) fn is_grpc_type(value: &HeaderValue) -> bool {
+    let rest = value.as_bytes().strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// What the callee thinks of another try.

@@ -25,9 +25,9 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 
-use crate::{classify::is_grpc, clock::nanos};
+use crate::{classify::is_grpc_type, clock::nanos};
 
 /// `grpc-timeout`.
 pub static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -131,9 +131,9 @@ pub fn expected(
 /// Tells the callee that it has `left`; what the caller said is replaced, never added to.
 pub fn inject(headers: &mut HeaderMap, left: Duration) {
     let ms = whole_ms(left);
-    let (mut grpc, mut upstream, mut per_try) = (is_grpc(headers), false, None);
+    let (mut grpc, mut upstream, mut per_try) = (false, false, None);
     for (name, value) in &*headers {
-        grpc |= *name == GRPC_TIMEOUT;
+        grpc |= *name == GRPC_TIMEOUT || *name == CONTENT_TYPE && is_grpc_type(value);
         upstream |= *name == UPSTREAM_TIMEOUT_MS;
         if *name == PER_TRY_TIMEOUT_MS {
             per_try = shortest(per_try, parse_ms(value));

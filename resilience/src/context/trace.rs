@@ -159,15 +159,23 @@ pub(super) fn hex(digits: &[u8]) -> Option<u128> {
 }
 
 fn write_hex(out: &mut [u8], value: u128) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let (_, pairs) = out.as_rchunks_mut::<2>();
     for (pair, byte) in pairs.iter_mut().rev().zip(value.to_le_bytes()) {
-        *pair = [
-            DIGITS[usize::from(byte >> 4)],
-            DIGITS[usize::from(byte & 0xF)],
-        ];
+        *pair = HEX[usize::from(byte)];
     }
 }
+
+/// Each byte's two digits. A request writes 56 of them: one look-up a byte, not two and two shifts.
+static HEX: [[u8; 2]; 256] = {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 0xF]];
+        byte += 1;
+    }
+    pairs
+};
 
 #[cfg(all(test, not(loom)))]
 mod tests {

@@ -91,9 +91,11 @@ impl Transport<UpstreamKey, RequestBody> for Upstream<'_> {
         key: &UpstreamKey,
         request: Request<OutBody>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
+        // Lent, not given: a future keeps its arguments beside what it makes of them.
+        let mut unsent = Some(request);
         match key.protocol {
-            AppProtocol::Http1 => self.http1(*key, request).await,
-            AppProtocol::H2c => self.http2(*key, request).await,
+            AppProtocol::Http1 => self.http1(*key, &mut unsent).await,
+            AppProtocol::H2c => self.http2(*key, &mut unsent).await,
         }
     }
 }
@@ -102,18 +104,22 @@ impl Upstream<'_> {
     async fn http1(
         &self,
         key: UpstreamKey,
-        mut request: Request<OutBody>,
+        unsent: &mut Option<Request<OutBody>>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
-        to_http1(&mut request, self.websocket);
+        if let Some(request) = unsent {
+            to_http1(request, self.websocket);
+        }
         loop {
             let (mut sender, reused) = match self.pool.take_http1(key) {
                 Some(sender) => (sender, true),
-                None => (self.connect_http1(key).await?, false),
+                // Boxed, because it is rare, and would make every request's future larger.
+                None => (Box::pin(self.connect_http1(key)).await?, false),
             };
             // Given back at the last byte, its task may not have seen yet that it is idle.
             if !sender.is_ready() && sender.ready().await.is_err() && reused {
                 continue;
             }
+            let request = unsent.take().expect("comes back where it is not sent");
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     let lease = Lease::Http1 {
@@ -126,8 +132,8 @@ impl Upstream<'_> {
                 }
                 Err(mut error) => match error.take_message() {
                     // Nothing of it was written: closed between two requests.
-                    Some(unsent) if reused => request = unsent,
-                    unsent => return Err(self.failed(error.into_error(), unsent.is_some())),
+                    Some(request) if reused => *unsent = Some(request),
+                    message => return Err(self.failed(error.into_error(), message.is_some())),
                 },
             }
         }
@@ -136,22 +142,25 @@ impl Upstream<'_> {
     async fn http2(
         &self,
         key: UpstreamKey,
-        mut request: Request<OutBody>,
+        unsent: &mut Option<Request<OutBody>>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
-        to_http2(&mut request)?;
+        if let Some(request) = unsent {
+            to_http2(request)?;
+        }
         loop {
             let (mut lease, reused) = match self.pool.share_http2(key) {
                 Some(lease) => (lease, true),
-                None => self.share_or_connect_http2(key).await?,
+                None => Box::pin(self.share_or_connect_http2(key)).await?,
             };
             if lease.sender.ready().await.is_err() && reused {
                 continue;
             }
+            let request = unsent.take().expect("comes back where it is not sent");
             match lease.sender.try_send_request(request).await {
                 Ok(response) => return self.answer(response, Lease::Http2(lease)),
                 Err(mut error) => match error.take_message() {
-                    Some(unsent) if reused => request = unsent,
-                    unsent => return Err(self.failed(error.into_error(), unsent.is_some())),
+                    Some(request) if reused => *unsent = Some(request),
+                    message => return Err(self.failed(error.into_error(), message.is_some())),
                 },
             }
         }

@@ -1,10 +1,8 @@
-//! One try: asked for at every policy, sent to one endpoint, cut off in time.
+//! One try: what it must pass, and what its result means.
 
-use std::{future::Future, time::SystemTime};
+use std::time::SystemTime;
 
-use bytes::Bytes;
-use http::{Request, Response, request::Parts};
-use http_body::Body;
+use http::{Response, request::Parts};
 use tokio::time::Instant;
 
 use super::{
@@ -16,13 +14,8 @@ use super::{
 use crate::{
     balance::{HashOn, Key, PickContext, stable_hash},
     classify::{self, outcome_of_head},
-    fault::Fault,
-    layer::{
-        EitherBody, Error, FixedBody, Injected, Patience, ReplayBody, Transport, TransportError,
-        fault::aborted,
-        slot::{earlier, slot},
-    },
-    outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
+    layer::{Error, Patience, TransportError, slot::slot},
+    outcome::{FailureClass, Outcome, Policy, Rejected},
     retry::{Judgement, RetryConfig},
 };
 
@@ -80,70 +73,6 @@ impl<K: Key> Stack<K> {
             paid: None,
         }))
     }
-
-    /// Sends the request, unless a fault is injected; resolves with the head of the answer, or with
-    /// the failure of a try whose time was up.
-    pub(super) async fn send<B, T>(
-        &self,
-        plan: &Plan,
-        transport: &T,
-        key: &K,
-        request: Request<ReplayBody<B>>,
-        time: Time,
-    ) -> Result<Response<EitherBody<T::Body, FixedBody>>, Error<T::Error>>
-    where
-        B: Body<Data = Bytes> + Unpin + Send,
-        T: Transport<K, B>,
-    {
-        let per_try = plan.policy.timeouts.backend_request;
-        let per_try = per_try.and_then(|limit| time.now.checked_add(limit.0));
-        let until = earlier(per_try, time.deadline);
-        let faults = plan.faults.as_ref();
-        if let Some(fault) = faults.and_then(|faults| faults.decide(request.headers())) {
-            // Boxed, because it is rare, and would make every call's future larger.
-            return Box::pin(timed(until, suffer(fault, transport, key, request))).await?;
-        }
-        let answer = timed(until, transport.send(key, request)).await?;
-        answer
-            .map(|answer| answer.map(EitherBody::own))
-            .map_err(Error::Service)
-    }
-}
-
-/// `work`, or that its time was up.
-async fn timed<F: Future>(until: Option<Instant>, work: F) -> Result<F::Output, Rejected> {
-    match until {
-        Some(until) => tokio::time::timeout_at(until, work)
-            .await
-            .map_err(|_| Rejected::new(Policy::Deadline, Reason::Elapsed)),
-        None => Ok(work.await),
-    }
-}
-
-/// A try that something happens to on purpose. Innermost, so that every policy sees it.
-async fn suffer<K, B, T: Transport<K, B>>(
-    fault: Fault,
-    transport: &T,
-    key: &K,
-    request: Request<ReplayBody<B>>,
-) -> Result<Response<EitherBody<T::Body, FixedBody>>, Error<T::Error>> {
-    if let Some(delay) = fault.delay {
-        tokio::time::sleep(delay).await;
-    }
-    let injected = Injected {
-        delay: fault.delay.is_some(),
-        abort: fault.abort.is_some(),
-    };
-    let mut answer = match fault.abort {
-        Some(abort) => aborted(abort)?.map(EitherBody::other),
-        None => transport
-            .send(key, request)
-            .await
-            .map_err(Error::Service)?
-            .map(EitherBody::own),
-    };
-    answer.extensions_mut().insert(injected);
-    Ok(answer)
 }
 
 /// What a hashing policy places the request by.

@@ -13,23 +13,20 @@ use super::{
     held::{Admitted, Paid},
     plan::Plan,
     race::Start,
+    retries::Retries,
+    send::send,
 };
 use crate::{
     TrafficPolicy,
     balance::Key,
     context::{Deadline, deadline},
     fallback::{Cause, FallbackConfig},
-    hedge::{Hedge, Race},
     layer::{
-        BoxError, EitherBody, Error, Fixed, FixedBody, GuardedBody, Patience, Transport,
-        fallback::mark, replay::Replay,
+        BoxError, EitherBody, Error, Fixed, FixedBody, GuardedBody, Patience, ReplayBody,
+        Transport, fallback::mark, replay::Replay,
     },
     outcome::{Policy, Reason, Rejected},
-    retry::{
-        Judgement, RetryConfig, Safety, Tries,
-        budget::{Extra, Logical},
-    },
-    rng::Rng,
+    retry::Judgement,
 };
 
 impl<K: Key> Stack<K> {
@@ -55,7 +52,10 @@ impl<K: Key> Stack<K> {
         H: Hook<K>,
     {
         let plan = self.0.plan.load_full();
-        let result = self.tried(&plan, transport, request, &mut hook).await;
+        let result = match UnderWay::begin(&plan, request) {
+            Ok(mut way) => self.tried(&plan, transport, &mut way, &mut hook).await,
+            Err(rejected) => Err(rejected.into()),
+        };
         match (&plan.policy.fallback, &plan.instead) {
             (Some(config), Some(instead)) => degrade(result, config, instead, &mut hook),
             _ => result,
@@ -67,7 +67,7 @@ impl<K: Key> Stack<K> {
         &self,
         plan: &Plan,
         transport: &T,
-        request: Request<B>,
+        way: &mut UnderWay<'_, K, B>,
         hook: &mut H,
     ) -> Result<Answer<K, T::Body>, Error<T::Error>>
     where
@@ -75,86 +75,133 @@ impl<K: Key> Stack<K> {
         T: Transport<K, B>,
         H: Hook<K>,
     {
-        let start = Instant::now();
-        let deadline = total_deadline(&plan.policy, &request, start)?;
-        let mut time = Time {
-            now: start,
-            deadline,
-        };
-        let (head, body) = request.into_parts();
-        let mut retries = Retries::new(plan, &head, start);
-        let mut body = Replay::new(body, retries.replay());
-        let mut head = Some(head);
-        let mut failed: Vec<K> = Vec::new();
         loop {
-            let race = retries.race(time);
-            let mut parts = match &head {
-                Some(kept) if race.is_some() || !retries.is_last() => copy(kept),
-                _ => head.take().expect("only the last try takes the head"),
-            };
-            let view = body.view().expect("checked before each retry");
-            let admitted = self.admit(plan, &parts, &failed, &mut time, Patience::Queue);
-            let mut call = match admitted.await {
-                Ok(call) => call,
-                Err(rejected) => {
-                    // Nothing was sent: it costs nothing, and asking again at once is no use.
-                    retries.forgive();
-                    return Err(rejected.into());
-                }
-            };
-            let (number, began) = (retries.number(), time.now);
-            let attempt = |key| Attempt { number, key, began };
-            hook.started(attempt(call.key()), &mut parts);
-            if let Some(deadline) = deadline {
-                let left = deadline.saturating_duration_since(began);
-                deadline::inject(&mut parts.headers, left);
-            }
-            let request = Request::from_parts(parts, view);
+            let race = way.retries.race(way.time);
+            let (mut call, request) = self.enter(plan, way, race.is_some(), hook).await?;
             let (result, judgement);
-            if let (Some(race), Some(logical)) = (race, &retries.logical) {
+            if let (Some(race), Some(logical)) = (race, &way.retries.logical) {
                 let start = Start {
                     plan,
                     transport,
-                    retry: retries.config,
-                    head: head.as_ref().expect("kept for hedges"),
-                    body: &mut body,
-                    failed: &failed,
+                    retry: way.retries.config,
+                    head: way.head.as_ref().expect("kept for hedges"),
+                    body: &mut way.body,
+                    failed: &way.failed,
                     logical,
                     race,
-                    number,
-                    time,
+                    number: way.retries.number(),
+                    time: way.time,
                 };
                 // Boxed, so that who does not hedge does not pay for it.
                 let round = Box::pin(self.race(start, call, request, hook)).await;
                 (call, result, judgement) = (round.call, round.result, round.judgement);
-                retries.hedged(round.tries, round.extra);
-                time.now = Instant::now();
+                way.retries.hedged(round.tries, round.extra);
+                way.time.now = Instant::now();
             } else {
-                result = self.send(plan, transport, call.key(), request, time).await;
-                judgement = judge(&result, retries.config);
-                time.now = Instant::now();
-                hook.ended(attempt(call.key()), judgement.outcome, time.now);
+                result = send(plan, transport, call.key(), request, way.time).await;
+                judgement = judge(&result, way.retries.config);
+                let began = std::mem::replace(&mut way.time.now, Instant::now());
+                let attempt = way.attempt(call.key(), began);
+                hook.ended(attempt, judgement.outcome, way.time.now);
             }
-            // Two endpoints: the next try goes to another one.
-            let elsewhere = || self.0.balancer.len() > failed.len() + 1;
-            let wait = retries.next(
-                &judgement,
-                || body.can_replay(),
-                elsewhere,
-                time,
-                &self.0.rng,
-            );
-            let Some(wait) = wait else {
-                return finish(call, result, judgement, deadline, retries.into_paid());
+            let Some(wait) = way.next(&judgement, self) else {
+                let paid = way.retries.take_paid();
+                return finish(call, result, judgement, way.time.deadline, paid);
             };
-            failed.push(call.key().clone());
+            way.failed.push(call.key().clone());
             call.end(judgement);
             drop(result);
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
-                time.now = Instant::now();
+                way.time.now = Instant::now();
             }
         }
+    }
+
+    /// The next try, let through by every policy, with its request. `race`: hedges may follow it.
+    async fn enter<B, H>(
+        &self,
+        plan: &Plan,
+        way: &mut UnderWay<'_, K, B>,
+        race: bool,
+        hook: &mut H,
+    ) -> Result<(Admitted<K>, Request<ReplayBody<B>>), Rejected>
+    where
+        B: Body<Data = Bytes> + Unpin + Send,
+        H: Hook<K>,
+    {
+        let mut parts = match &way.head {
+            Some(kept) if race || !way.retries.is_last() => copy(kept),
+            _ => way.head.take().expect("only the last try takes the head"),
+        };
+        let view = way.body.view().expect("checked before each retry");
+        let (failed, time) = (&way.failed, &mut way.time);
+        let admitted = self.admit(plan, &parts, failed, time, Patience::Queue);
+        let call = match admitted.await {
+            Ok(call) => call,
+            Err(rejected) => {
+                // Nothing was sent: it costs nothing, and asking again at once is no use.
+                way.retries.forgive();
+                return Err(rejected);
+            }
+        };
+        let began = way.time.now;
+        hook.started(way.attempt(call.key(), began), &mut parts);
+        if let Some(deadline) = way.time.deadline {
+            let left = deadline.saturating_duration_since(began);
+            deadline::inject(&mut parts.headers, left);
+        }
+        Ok((call, Request::from_parts(parts, view)))
+    }
+}
+
+/// A call between its tries.
+///
+/// Apart from the future that makes them, which is as large as all that it holds across an await
+/// and is moved about with it.
+struct UnderWay<'a, K, B> {
+    /// Until the last try takes it.
+    head: Option<Parts>,
+    body: Replay<B>,
+    retries: Retries<'a>,
+    /// Where it failed, for the next try to go elsewhere.
+    failed: Vec<K>,
+    time: Time,
+}
+
+impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
+    fn begin(plan: &'a Plan, request: Request<B>) -> Result<Self, Rejected> {
+        let now = Instant::now();
+        let deadline = total_deadline(&plan.policy, &request, now)?;
+        let (head, body) = request.into_parts();
+        let retries = Retries::new(plan, &head, now);
+        Ok(Self {
+            body: Replay::new(body, retries.replay()),
+            head: Some(head),
+            retries,
+            failed: Vec::new(),
+            time: Time { now, deadline },
+        })
+    }
+
+    /// The try that is about to begin, or under way.
+    fn attempt<'k>(&self, key: &'k K, began: Instant) -> Attempt<'k, K> {
+        Attempt {
+            number: self.retries.number(),
+            key,
+            began,
+        }
+    }
+
+    /// How long to wait before the next try, which is paid for; `None`: there is none.
+    fn next(&mut self, judgement: &Judgement, stack: &Stack<K>) -> Option<Duration> {
+        let (body, failed) = (&self.body, &self.failed);
+        // Two endpoints: the next try goes to another one.
+        let elsewhere = || stack.0.balancer.len() > failed.len() + 1;
+        let replayable = || body.can_replay();
+        let rng = &stack.0.rng;
+        self.retries
+            .next(judgement, replayable, elsewhere, self.time, rng)
     }
 }
 
@@ -205,124 +252,6 @@ where
             call.end(judgement);
             Err(error)
         }
-    }
-}
-
-/// The retries of one call: what they may be, and what they hold of the budget.
-struct Retries<'a> {
-    config: Option<&'a RetryConfig>,
-    hedge: Option<&'a Hedge>,
-    hedge_safety: Safety,
-    tries: Option<Tries>,
-    logical: Option<Logical>,
-    extra: Option<Extra>,
-    /// Hedges sent so far, over all rounds.
-    hedges: u32,
-    replay: usize,
-}
-
-impl<'a> Retries<'a> {
-    fn new(plan: &'a Plan, head: &Parts, now: Instant) -> Self {
-        let policy = &plan.policy;
-        let config = policy.retry.as_ref().filter(|retry| retry.attempts > 0);
-        let hedge = plan.hedge.as_ref().zip(policy.hedge.as_ref());
-        let hedge_safety = hedge.map_or(Safety::Never, |(_, hedge)| {
-            hedge.safety(&head.method, &head.headers, &head.extensions)
-        });
-        let budget = plan.budget.as_ref();
-        let budget = budget.filter(|_| config.is_some() || hedge.is_some());
-        let kept = config.map_or(0, |retry| retry.replay.as_usize());
-        let kept_for_hedge = hedge
-            .filter(|_| hedge_safety == Safety::Always)
-            .map_or(0, |(_, hedge)| hedge.replay.as_usize());
-        Self {
-            config,
-            hedge: hedge.map(|(core, _)| core),
-            hedge_safety,
-            tries: config.map(|retry| {
-                let safety = retry.safety(&head.method, &head.headers, &head.extensions);
-                Tries::new(retry, safety)
-            }),
-            logical: budget.map(|budget| budget.begin(now.into_std())),
-            extra: None,
-            hedges: 0,
-            replay: kept.max(kept_for_hedge),
-        }
-    }
-
-    /// Bytes of the request's body to keep.
-    fn replay(&self) -> usize {
-        self.replay
-    }
-
-    /// The number of the next try.
-    fn number(&self) -> u32 {
-        self.hedges + self.tries.as_ref().map_or(1, Tries::made)
-    }
-
-    /// The race of the round that begins, if there are hedges for this call.
-    fn race(&self, time: Time) -> Option<Race> {
-        let hedge = self.hedge.filter(|_| self.hedge_safety == Safety::Always)?;
-        let deadline = time.deadline.map(Instant::into_std);
-        Some(hedge.begin(self.hedge_safety, time.now.into_std(), deadline))
-    }
-
-    /// A round has ended with the try that paid `extra`, if it was a hedge.
-    fn hedged(&mut self, tries: u32, extra: Option<Extra>) {
-        self.hedges += tries - 1;
-        if extra.is_some() {
-            self.extra = extra;
-        }
-    }
-
-    /// Whether the try under way cannot be followed by another one.
-    fn is_last(&self) -> bool {
-        match (&self.tries, self.config) {
-            (Some(tries), Some(config)) => !tries.may_continue(config),
-            _ => true,
-        }
-    }
-
-    /// How long to wait before the next try, which is paid for; `None`: there is none.
-    fn next(
-        &mut self,
-        judgement: &Judgement,
-        replayable: impl FnOnce() -> bool,
-        elsewhere: impl FnOnce() -> bool,
-        time: Time,
-        rng: &Rng,
-    ) -> Option<Duration> {
-        let (config, tries) = (self.config?, self.tries.as_mut()?);
-        if !judgement.worth_a_retry {
-            return None;
-        }
-        let now = time.now.into_std();
-        let deadline = time.deadline.map(Instant::into_std);
-        let next = tries.next(
-            config,
-            judgement,
-            replayable(),
-            elsewhere(),
-            (now, deadline),
-            rng,
-        );
-        let wait = next.ok()?;
-        // The last retry is over; its place is this one's.
-        self.extra = None;
-        self.extra = Some(self.logical.as_ref()?.try_extra(now).ok()?);
-        tries.count();
-        Some(wait)
-    }
-
-    /// The try that was paid for was not made.
-    fn forgive(self) {
-        if let Some(extra) = self.extra {
-            extra.forgive();
-        }
-    }
-
-    fn into_paid(self) -> Paid {
-        (self.logical, self.extra)
     }
 }
 

@@ -17,6 +17,8 @@ mod held;
 mod hook;
 mod plan;
 mod race;
+mod retries;
+mod send;
 mod service;
 mod status;
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, request::Parts};
+use http::{Request, request::Parts};
 use http_body::Body;
 use tokio::time::{Instant, Sleep};
 
@@ -21,20 +21,18 @@ use super::{
     call::copy,
     held::Admitted,
     plan::Plan,
+    send::{Sent, send},
 };
 use crate::{
     balance::Key,
     context::deadline,
     hedge::{Race, Unsent},
-    layer::{EitherBody, Error, FixedBody, Patience, ReplayBody, Transport, replay::Replay},
+    layer::{Patience, ReplayBody, Transport, replay::Replay},
     retry::{
         Judgement, RetryConfig,
         budget::{Extra, Logical},
     },
 };
-
-/// A try's result.
-pub(super) type Sent<RB, E> = Result<Response<EitherBody<RB, FixedBody>>, Error<E>>;
 
 /// The try of a round that counts: the one that won, or the last to fail.
 pub(super) struct Round<K: Key, RB, E> {
@@ -109,7 +107,7 @@ impl<K: Key> Stack<K> {
         H: Hook<K>,
     {
         let (plan, transport) = (start.plan, start.transport);
-        let send = |key: K, request, time| self.send_to(plan, transport, key, request, time);
+        let send = |key: K, request, time| send_to(plan, transport, key, request, time);
         let mut lanes = vec![Lane {
             sent: Box::pin(send(call.key().clone(), request, start.time)),
             call,
@@ -214,20 +212,19 @@ impl<K: Key> Stack<K> {
         }
         Some((call, Request::from_parts(parts, view), number, extra))
     }
+}
 
-    /// [`send`](Self::send) with a key of its own, so that lanes can be of one type.
-    async fn send_to<B, T>(
-        &self,
-        plan: &Plan,
-        transport: &T,
-        key: K,
-        request: Request<ReplayBody<B>>,
-        time: Time,
-    ) -> Sent<T::Body, T::Error>
-    where
-        B: Body<Data = Bytes> + Unpin + Send,
-        T: Transport<K, B>,
-    {
-        self.send(plan, transport, &key, request, time).await
-    }
+/// [`send`] with a key of its own, so that lanes can be of one type.
+async fn send_to<K, B, T>(
+    plan: &Plan,
+    transport: &T,
+    key: K,
+    request: Request<ReplayBody<B>>,
+    time: Time,
+) -> Sent<T::Body, T::Error>
+where
+    B: Body<Data = Bytes> + Unpin + Send,
+    T: Transport<K, B>,
+{
+    send(plan, transport, &key, request, time).await
 }
