@@ -85,6 +85,8 @@ impl Door for Inbound {
     }
 
     fn guard(&self, _: &Routed) -> Option<selvedge_resilience::layer::Inbound> {
-        Some(self.app.inbound().clone())
+        // The stack before the app refuses what has expired; there is nothing else to ask then.
+        let inbound = self.app.inbound();
+        (!inbound.takes_all()).then(|| inbound.clone())
     }
 }

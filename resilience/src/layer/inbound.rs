@@ -208,6 +208,15 @@ impl Inbound {
         Ok(())
     }
 
+    /// Whether nothing is written: every request is taken on, unless its deadline has passed.
+    pub fn takes_all(&self) -> bool {
+        let plan = self.0.plan.load();
+        plan.shed.is_none()
+            && plan.rate.is_none()
+            && plan.bulkhead.is_none()
+            && plan.concurrency.is_none()
+    }
+
     /// Requests under way by the limits that are written: (bulkhead, adaptive limit).
     pub fn in_flight(&self) -> (Option<u32>, Option<u32>) {
         let plan = self.0.plan.load();
