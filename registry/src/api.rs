@@ -11,6 +11,7 @@
 //! | `GET /v1/status` | | [`ServerStatus`] |
 //! | `GET`, `PUT`, `DELETE /v1/policies/{service}` | a policy | [`PolicyRecord`] |
 //! | `GET /v1/policies` | | [`PolicyList`] |
+//! | `GET /v1/policies/{service}/history` | | [`PolicyHistory`] |
 //! | `GET /v1/watch?service=a&wait=30s&index=REV` | | [`Changes`] |
 //! | `GET /v1/regions`, `GET /v1/regions/{region}` | | [`RegionList`], [`RegionSummary`] |
 //!
@@ -35,6 +36,9 @@ pub const MAX_PAGE: usize = 5_000;
 pub const PAGE: usize = 500;
 /// The longest that a long poll may wait, in seconds. Source: Consul's default for blocking queries.
 pub const MAX_WAIT_SECONDS: u64 = 300;
+/// Changes of a policy that are remembered, the one in force included. A guess: who goes back
+/// further has the document under version control.
+pub const MAX_HISTORY: usize = 10;
 /// The policy document of services that have none of their own. A service of this name has no
 /// policy but this.
 pub const DEFAULT_POLICY: &str = "default";
@@ -195,6 +199,28 @@ pub struct ServerStatus {
 pub struct PolicyList {
     /// By service.
     pub policies: Vec<PolicyRecord>,
+}
+
+/// One change of a policy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyChange {
+    /// The number of the change.
+    pub version: u64,
+    /// When it was made, in Unix milliseconds of some server's wall clock: for people.
+    pub updated_ms: u64,
+    /// Who made it.
+    pub by: String,
+    /// The policy since then, as it was understood at that time; `null`: it was withdrawn.
+    pub policy: Option<serde_json::Value>,
+}
+
+/// The last changes of a policy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyHistory {
+    /// The service it is for.
+    pub service: ServiceName,
+    /// The newest first; at most [`MAX_HISTORY`].
+    pub changes: Vec<PolicyChange>,
 }
 
 /// A policy was published or withdrawn.

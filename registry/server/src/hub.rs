@@ -10,7 +10,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -96,6 +96,7 @@ pub struct Hub {
     /// Of those who get all, parts of this server.
     own: AtomicUsize,
     watches: Arc<Watches>,
+    written: AtomicU64,
 }
 
 impl Default for Hub {
@@ -104,6 +105,7 @@ impl Default for Hub {
             all: broadcast::channel(BACKLOG).0,
             own: AtomicUsize::new(0),
             watches: Arc::default(),
+            written: AtomicU64::new(0),
         }
     }
 }
@@ -120,6 +122,7 @@ impl Hub {
         if watching.is_none() && self.all.receiver_count() == 0 {
             return;
         }
+        self.written.fetch_add(1, Ordering::Relaxed);
         let published = Arc::new(published(visible, service.clone(), kind));
         for mailbox in watching.into_iter().flatten() {
             let mut inside = mailbox.inside.lock();
@@ -166,6 +169,11 @@ impl Hub {
             mailbox,
             watches: Arc::clone(&self.watches),
         }
+    }
+
+    /// Events that were written, each for all who watch.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Watches open.

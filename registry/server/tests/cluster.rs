@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use selvedge_registry::{InstanceStatus, client::Discovery};
-use selvedge_registry_server::{catalogue::Catalogue, server::Origin};
+use selvedge_registry::{InstanceStatus, client::Discovery, wire::MemberState};
+use selvedge_registry_server::{RegistryServer, catalogue::Catalogue, server::Origin};
 
-use crate::support::{client, cluster, eventually, instance, name, start};
+use crate::support::{ask, client, cluster, eventually, instance, name, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registration_is_seen_by_every_server_and_every_watcher() {
@@ -122,4 +122,42 @@ async fn a_watcher_turns_to_another_server_and_never_sees_an_empty_list() {
     drop(b);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(watch.current().endpoints.len(), 1, "last known good");
+}
+
+#[tokio::test]
+async fn a_drained_server_hands_its_leases_over_and_goes_on_answering() {
+    let [a, b, c] = cluster().await;
+    let client = client(&[&a]);
+    let mut all = Vec::new();
+    for n in 0..20 {
+        all.push(client.register(instance("orders", &format!("i{n}"), 4000 + n)));
+    }
+    for registration in &mut all {
+        registration.registered().await;
+    }
+    let owned = |server: &RegistryServer| {
+        let members = server.shared().member_list().members;
+        let at = members.into_iter().find(|m| m.node == "n1");
+        at.map(|m| (m.state, m.owned))
+    };
+    eventually("they are its own", || async {
+        owned(&b) == Some((MemberState::Serving, 20))
+    })
+    .await;
+    assert_eq!(ask(&a, ("POST", "/v1/drain"), "").await.status, 202);
+    for server in [&a, &b, &c] {
+        eventually("nothing is left there", || async {
+            owned(server) == Some((MemberState::Draining, 0))
+        })
+        .await;
+    }
+    // Their client still talks to the drained server, which passes the renewals on: three leases
+    // long nobody is lost.
+    let ends = tokio::time::Instant::now() + Duration::from_secs(3);
+    while tokio::time::Instant::now() < ends {
+        let answer = ask(&a, ("GET", "/v1/services/orders?health=up"), "").await;
+        let there = answer.json()["instances"].as_array().map(Vec::len);
+        assert_eq!(there, Some(20), "{answer:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -3,6 +3,7 @@
 mod api;
 mod client;
 mod cluster;
+mod described;
 mod dns;
 mod eureka;
 mod failures;
@@ -14,3 +15,4 @@ mod security;
 mod shipped;
 mod support;
 mod v1;
+mod watchers;

@@ -131,3 +131,56 @@ async fn a_watch_begins_with_the_policies_in_force() {
         (&json!("orders"), &json!(null))
     );
 }
+
+#[tokio::test]
+async fn what_a_policy_was_and_who_changed_it_is_remembered_everywhere() {
+    let servers = cluster().await;
+    let path = "/v1/policies/orders";
+    let history = "/v1/policies/orders/history";
+    assert_eq!(ask(&servers[0], ("GET", history), "").await.status, 404);
+    for n in 1..=12 {
+        let server = &servers[n % 3];
+        let known = format!("\"{}\"", n - 1);
+        eventually("the change before has arrived", || async {
+            n == 1 || ask(server, ("GET", path), "").await.header("etag") == known
+        })
+        .await;
+        let put = ask(server, ("PUT", path), &format!(r#"{{"bulkhead":{n}}}"#)).await;
+        assert!(matches!(put.status, 200 | 201), "{n}: {put:?}");
+    }
+    let delete = ask(&servers[0], ("DELETE", path), "").await;
+    assert_eq!(delete.status, 204);
+    for server in &servers {
+        eventually("all of it, on every server", || async {
+            let answer = ask(server, ("GET", history), "").await.json();
+            let changes = answer["changes"].as_array().cloned().unwrap_or_default();
+            let versions: Vec<_> = changes.iter().map(|c| c["version"].as_u64()).collect();
+            let want: Vec<_> = (4..=13).rev().map(Some).collect();
+            versions == want
+                && changes[0]["policy"].is_null()
+                && changes[1]["policy"]["bulkhead"]["max"] == 12
+                && changes[1]["by"] == "anonymous"
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn of_two_changes_for_the_same_version_one_is_made() {
+    let server = serving(&config("n1", &[])).await;
+    let path = ("PUT", "/v1/policies/orders");
+    assert_eq!(ask(&server, path, r#"{"bulkhead":1}"#).await.status, 201);
+    let change = |n: u32| {
+        let addr = server.shared().http;
+        async move {
+            let body = format!(r#"{{"bulkhead":{n}}}"#);
+            let condition = [("if-match", "\"1\"")];
+            let answer = ask_by(&Connector::plain(), addr, path, &condition, &body).await;
+            answer.expect("an answer").status
+        }
+    };
+    let mut all = futures_util::future::join_all((2..34).map(change)).await;
+    all.sort_unstable();
+    assert_eq!(all[0], 200);
+    assert!(all[1..].iter().all(|status| *status == 412), "{all:?}");
+}

@@ -170,8 +170,23 @@ pub(crate) struct Events {
 impl Events {
     pub(crate) async fn open(server: &RegistryServer, query: &str, resume: Option<&str>) -> Self {
         let stream = tokio::net::TcpStream::connect(server.shared().http).await;
-        let io = TokioIo::new(stream.expect("connect"));
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+        Self::over(stream.expect("connect"), query, resume).await
+    }
+
+    /// Through a socket that takes so many bytes before somebody reads.
+    pub(crate) async fn open_with_window(server: &RegistryServer, query: &str, bytes: u32) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().expect("socket");
+        socket.set_recv_buffer_size(bytes).expect("option");
+        let stream = socket.connect(server.shared().http).await;
+        Self::over(stream.expect("connect"), query, None).await
+    }
+
+    async fn over(stream: tokio::net::TcpStream, query: &str, resume: Option<&str>) -> Self {
+        let io = TokioIo::new(stream);
+        // A connection that nobody reads from reads no further itself.
+        let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(16 << 10)
+            .handshake(io)
             .await
             .expect("handshake");
         tokio::spawn(connection);
@@ -236,4 +251,19 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, so: impl Fn
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Where `.ci/clients` has installed `part`.
+pub(crate) fn installed(part: &str) -> std::path::PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target")),
+        std::path::PathBuf::from,
+    );
+    let path = target.join("clients").join(part);
+    assert!(
+        path.join(".done").exists(),
+        "{} is not there: .ci/clients installs it",
+        path.display()
+    );
+    path
 }

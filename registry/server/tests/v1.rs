@@ -229,7 +229,16 @@ async fn a_long_poll_answers_when_something_happens() {
     // Another server's state: at once.
     let path = "/v1/services/orders?wait=30s&index=1-1";
     assert_eq!(ids(&ask(&server, ("GET", path), "").await).len(), 4);
-    for bad in ["wait=301s", "wait=x", "index=1-1", "wait=1s&index=x"] {
+    // Without a time to wait it does not wait.
+    let path = format!("/v1/services/orders?index={now}");
+    assert_eq!(ask(&server, ("GET", &path), "").await.status, 200);
+    // Nor is there nothing to wait after where nobody is yet.
+    let nobody = ask(&server, ("GET", "/v1/services/nobody"), "").await;
+    assert_eq!(
+        (nobody.status, nobody.header("x-selvedge-revision")),
+        (404, now)
+    );
+    for bad in ["wait=301s", "wait=x", "wait=1s&index=x", "index=x"] {
         let path = format!("/v1/services/orders?{bad}");
         assert_eq!(ask(&server, ("GET", &path), "").await.status, 400, "{bad}");
     }

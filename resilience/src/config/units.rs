@@ -32,9 +32,25 @@ fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     Some((number, text[end..].trim()))
 }
 
-/// Serde through `Display` and `FromStr`; a plain number is taken where `$number` says how.
+/// Digits that every number fits in, for the patterns of JSON Schema: an editor need not know more
+/// forms than the common ones.
+#[cfg(feature = "schema")]
+macro_rules! number {
+    () => {
+        "[0-9]{1,9}(\\.[0-9]{1,3})?"
+    };
+}
+#[cfg(feature = "schema")]
+macro_rules! time {
+    () => {
+        concat!(number!(), "(us|ms|s|m|h|d)")
+    };
+}
+
+/// Serde through `Display` and `FromStr`; a plain number is taken where `$number` says how. The
+/// pattern is for JSON Schema: all that it lets through is understood.
 macro_rules! as_text {
-    ($type:ty, $expects:literal $(, $number:expr)?) => {
+    ($type:ty, $expects:literal, $pattern:expr $(, $number:expr)?) => {
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
                 s.collect_str(self)
@@ -73,7 +89,17 @@ macro_rules! as_text {
                 stringify!($type).into()
             }
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                schemars::json_schema!({ "type": ["string", "number"], "description": $expects })
+                let pattern = concat!("^(", $pattern, ")$");
+                let numbers: &[fn(f64) -> Result<$type, UnitError>] = &[$($number)?];
+                if numbers.is_empty() {
+                    return schemars::json_schema!({
+                        "type": "string", "pattern": pattern, "description": $expects
+                    });
+                }
+                schemars::json_schema!({
+                    "type": ["string", "number"], "minimum": 0, "pattern": pattern,
+                    "description": $expects
+                })
             }
         }
     };
@@ -139,7 +165,8 @@ impl fmt::Display for Millis {
 
 as_text!(
     Millis,
-    r#"a duration with its unit, as "250ms", "5s" or "10m""#
+    r#"a duration with its unit, as "250ms", "5s" or "10m""#,
+    concat!("0|", time!())
 );
 
 /// A size in bytes, written `"64KiB"`, `"10MiB"`, `"512B"`.
@@ -188,7 +215,11 @@ impl fmt::Display for ByteSize {
     }
 }
 
-as_text!(ByteSize, r#"a size with its unit, as "64KiB" or "10MiB""#);
+as_text!(
+    ByteSize,
+    r#"a size with its unit, as "64KiB" or "10MiB""#,
+    "[0-9]{1,9}(B|kB|KB|KiB|MB|MiB|GB|GiB)"
+);
 
 /// A share, written `"50%"` or `0.5`. Finite and not negative; fields narrow it further.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
@@ -237,8 +268,12 @@ impl fmt::Display for Ratio {
     }
 }
 
-as_text!(Ratio, r#"a share, as "50%" or 0.5"#, |n| Ratio::new(n)
-    .ok_or_else(|| error(&n.to_string(), "a share", RATIO_FORMS)));
+as_text!(
+    Ratio,
+    r#"a share, as "50%" or 0.5"#,
+    concat!(number!(), "%?"),
+    |n| Ratio::new(n).ok_or_else(|| error(&n.to_string(), "a share", RATIO_FORMS))
+);
 
 /// How much per how long, written `"50/s"`, `"100/s burst 200"`, `"1_000/m"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -303,7 +338,11 @@ impl fmt::Display for Rate {
     }
 }
 
-as_text!(Rate, r#"a rate, as "50/s" or "100/s burst 200""#);
+as_text!(
+    Rate,
+    r#"a rate, as "50/s" or "100/s burst 200""#,
+    "[1-9][0-9]{0,8}/(s|m|h|d|[1-9][0-9]{0,8}(ms|s|m|h|d))( burst [1-9][0-9]{0,8})?"
+);
 
 /// What retries may add, written `"20%"` or `"20% min 3/s"`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -340,7 +379,11 @@ impl fmt::Display for BudgetSpec {
     }
 }
 
-as_text!(BudgetSpec, r#"a retry budget, as "20% min 3/s""#);
+as_text!(
+    BudgetSpec,
+    r#"a retry budget, as "20% min 3/s""#,
+    concat!(number!(), "%( min [0-9]{1,9}/s)?")
+);
 
 /// A share of what is under way, with a floor, written `"50%"` or `"50% min 10"`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -382,7 +425,8 @@ impl fmt::Display for ShareSpec {
 
 as_text!(
     ShareSpec,
-    r#"a share of what is under way, as "50% min 10""#
+    r#"a share of what is under way, as "50% min 10""#,
+    concat!(number!(), "%( min [0-9]{1,9})?")
 );
 
 /// From the first wait to the longest, written `"25ms..250ms"`.
@@ -413,7 +457,11 @@ impl fmt::Display for BackoffRange {
     }
 }
 
-as_text!(BackoffRange, r#"a backoff, as "25ms..250ms""#);
+as_text!(
+    BackoffRange,
+    r#"a backoff, as "25ms..250ms""#,
+    concat!(time!(), "(\\.\\.", time!(), ")?")
+);
 
 #[cfg(test)]
 mod tests {

@@ -189,6 +189,7 @@ pub(crate) fn router(api: Arc<Api>, dialects: Router) -> Router {
                 .put(policies::put)
                 .delete(policies::delete),
         )
+        .route("/v1/policies/{service}/history", get(policies::history))
         .route("/v1/regions", get(regions::list))
         .route("/v1/regions/{region}", get(regions::one))
         .with_state(Arc::clone(&api))
@@ -225,7 +226,8 @@ async fn status(State(api): App) -> Json<ServerStatus> {
     })
 }
 
-/// The server hands its leases over and takes no new instance; the process stays.
+/// The server hands its leases over and takes no new instance; the process stays, and answers
+/// questions. Whether it is done shows in `/v1/members`: it owns nothing any more.
 async fn drain(State(api): App, who: Who) -> StatusCode {
     api.shared.start_drain();
     who.wrote("drain", &api.shared.node, 202);

@@ -46,10 +46,26 @@ fn build() -> Value {
     document
 }
 
-/// `#/$defs/X` of a schema that stood alone is `#/components/schemas/PolicyX` here.
+/// `#/$defs/X` of a schema that stood alone is `#/components/schemas/PolicyX` here; and integers
+/// end where their types do.
 fn rename(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
+            let kinds = fields.get("type");
+            let is_integer = kinds.is_some_and(|kind| match kind {
+                Value::Array(kinds) => kinds.iter().any(|kind| kind == "integer"),
+                kind => kind == "integer",
+            });
+            if is_integer && !fields.contains_key("maximum") {
+                let most: u64 = match fields.get("format").and_then(Value::as_str) {
+                    Some("uint8") => u8::MAX.into(),
+                    Some("uint16") => u16::MAX.into(),
+                    // What every JSON reader takes exactly (RFC 8259 §6).
+                    Some("uint64" | "uint") => (1 << 53) - 1,
+                    _ => u32::MAX.into(),
+                };
+                fields.insert("maximum".to_owned(), json!(most));
+            }
             if let Some(Value::String(to)) = fields.get_mut("$ref")
                 && let Some(name) = to.strip_prefix("#/$defs/")
             {

@@ -5,7 +5,7 @@
 //! each change; `If-Match` makes a change conditional on the version that its author saw.
 //!
 //! Two servers that are cut off from each other may each take a change: the higher version wins
-//! everywhere, or at the same version the later one.
+//! everywhere, or at the same version the later one; the history is the winner's.
 
 use axum::{
     Json,
@@ -69,18 +69,23 @@ pub(super) async fn put(
 ) -> Result<Response, Refusal> {
     api.serving()?;
     let policy = parse(&headers, &body)?;
-    let known = api.shared.catalogue().policy(&service).map(|p| p.version);
-    precondition(&headers, known)?;
-    if known.is_none() && api.shared.catalogue().policies().count() >= MOST {
+    let is_new = api.shared.catalogue().policy(&service).is_none();
+    if is_new && api.shared.catalogue().policies().count() >= MOST {
         return Err(Refusal::full("policies", MOST));
     }
     let by = who.caller.name().to_string();
-    let record = api.shared.put_policy(service.clone(), policy, by);
-    let status = match known {
-        Some(_) => StatusCode::OK,
-        None => StatusCode::CREATED,
-    };
-    who.wrote("policy", service.as_str(), status.as_u16());
+    let mut status = StatusCode::OK;
+    let result = api
+        .shared
+        .put_policy_if(service.clone(), policy, by, |known| {
+            if known.is_none() {
+                status = StatusCode::CREATED;
+            }
+            precondition(&headers, known)
+        });
+    let outcome = result.as_ref().map_or_else(Refusal::status, |_| status);
+    who.wrote("policy", service.as_str(), outcome.as_u16());
+    let record = result?;
     Ok((status, tag(&record), Json(record)).into_response())
 }
 
@@ -99,15 +104,35 @@ pub(super) async fn delete(
     headers: HeaderMap,
 ) -> Result<StatusCode, Refusal> {
     api.serving()?;
-    let known = api.shared.catalogue().policy(&service).map(|p| p.version);
-    if known.is_some() {
-        precondition(&headers, known)?;
-    }
-    if !api.shared.delete_policy(&service) {
-        return Err(none(&service));
-    }
-    who.wrote("policy-delete", service.as_str(), 204);
-    Ok(StatusCode::NO_CONTENT)
+    let by = who.caller.name().to_string();
+    let result = api
+        .shared
+        .delete_policy_if(&service, by, |known| precondition(&headers, Some(known)))
+        .and_then(|was_there| {
+            let done = was_there.then_some(StatusCode::NO_CONTENT);
+            done.ok_or_else(|| none(&service))
+        });
+    let outcome = result
+        .as_ref()
+        .map_or_else(Refusal::status, |status| *status);
+    who.wrote("policy-delete", service.as_str(), outcome.as_u16());
+    result
+}
+
+/// What it was, who changed it and when; of one that is withdrawn, too.
+pub(super) async fn history(
+    State(api): App,
+    Service(service): Service,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    api.serving()?;
+    let catalogue = api.shared.catalogue();
+    let entry = catalogue
+        .policy_entry(&service)
+        .ok_or_else(|| none(&service))?;
+    Ok(tagged(&headers, &entry.version.to_string(), || {
+        Json(entry.history()).into_response()
+    }))
 }
 
 /// `If-Match: "3"` (that version and no other), `If-Match: *` (some version), `If-None-Match: *`

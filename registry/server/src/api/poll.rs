@@ -56,7 +56,11 @@ impl Wait {
                 index,
             })),
             (None, None) => Ok(None),
-            (None, Some(_)) => Err(Refusal::bad("index goes together with wait")),
+            // What has changed, without waiting for it.
+            (None, index) => Ok(Some(Self {
+                limit: Duration::ZERO,
+                index,
+            })),
         }
     }
 

@@ -15,7 +15,7 @@ use axum::{
 use selvedge_registry::{
     InstanceId, InstanceStatus, ServiceName,
     api::{CatalogEntry, CatalogPage, InstanceEntry, InstancePage, MAX_PAGE, PAGE},
-    wire::{InstanceRecord, ServiceRecord},
+    wire::{InstanceRecord, MAX_LOCALITY, MAX_OWNERSHIP, MAX_TAG, MAX_VERSION, ServiceRecord},
 };
 use serde::Serialize;
 
@@ -29,6 +29,8 @@ use crate::catalogue::Catalogue;
 
 /// Instances that one question looks at. Twenty milliseconds of one core.
 const LOOK_AT: usize = 10_000;
+/// Services that one question may name.
+const MAX_NAMED: usize = 100;
 const REVISION: HeaderName = HeaderName::from_static("x-selvedge-revision");
 
 /// `?key=value&…`, each pair taken once by whoever knows the key; what is left is refused.
@@ -56,6 +58,12 @@ impl Pairs {
             return Err(Refusal::bad(format!("{key} is given more than once")));
         }
         Ok(values.pop())
+    }
+
+    /// The value of `key`, at most so many characters.
+    fn short(&mut self, key: &str, most: usize) -> Result<Option<String>, Refusal> {
+        let value = self.one(key)?;
+        value.map(|value| short(key, value, most)).transpose()
     }
 
     /// Refuses what nobody has taken.
@@ -119,10 +127,14 @@ impl Filter {
             .collect();
         pairs.0.retain(|(key, _)| !key.starts_with("meta."));
         Ok(Self {
-            region: pairs.one("region")?,
-            zone: pairs.one("zone")?,
-            version: pairs.one("version")?,
-            tags: pairs.all("tag"),
+            region: pairs.short("region", MAX_LOCALITY)?,
+            zone: pairs.short("zone", MAX_LOCALITY)?,
+            version: pairs.short("version", MAX_VERSION)?,
+            tags: pairs
+                .all("tag")
+                .into_iter()
+                .map(|tag| short("tag", tag, MAX_TAG))
+                .collect::<Result<_, _>>()?,
             status,
             health,
             metadata,
@@ -155,6 +167,14 @@ impl Filter {
             Health::Any | Health::UpOrAll => all,
         }
     }
+}
+
+/// What is longer than any instance's can only be a mistake.
+fn short(key: &str, value: String, most: usize) -> Result<String, Refusal> {
+    if value.chars().count() > most {
+        return Err(bad(key, &value, &format!("at most {most} characters")));
+    }
+    Ok(value)
 }
 
 fn bad(key: &str, value: &str, allowed: &str) -> Refusal {
@@ -305,7 +325,14 @@ pub(super) async fn service(
     }
     if !known {
         let title = "no instance of this service is registered";
-        return Err(Refusal::not_found("no-such-service", title, name.as_str()));
+        let refusal = Refusal::not_found("no-such-service", title, name.as_str());
+        // Whoever waits for the first one needs to know what to wait after.
+        return Err(
+            match HeaderValue::try_from(catalogue.revision().to_string()) {
+                Ok(revision) => refusal.header(REVISION, revision),
+                Err(_) => refusal,
+            },
+        );
     }
     Ok(revised(&headers, &catalogue, &tag, record))
 }
@@ -329,6 +356,12 @@ pub(super) async fn instances(
         .iter()
         .map(|name| refusal::service(name))
         .collect::<Result<_, _>>()?;
+    if names.len() > MAX_NAMED {
+        return Err(Refusal::bad(format!(
+            "{} services named: at most {MAX_NAMED}, or none for all",
+            names.len()
+        )));
+    }
     let filter = Filter::parse(&mut pairs)?;
     let page = Page::parse(&mut pairs)?;
     pairs.end(&format!("service, limit, cursor, {FILTERS}"))?;
@@ -396,7 +429,7 @@ pub(super) async fn catalog(
     query: Query<Vec<(String, String)>>,
 ) -> Result<Response, Refusal> {
     let mut pairs = Pairs::of(query);
-    let team = pairs.one("team")?;
+    let team = pairs.short("team", MAX_OWNERSHIP)?;
     let page = Page::parse(&mut pairs)?;
     pairs.end("team, limit, cursor")?;
     api.serving()?;

@@ -13,7 +13,8 @@ use selvedge_registry::{
     problem::{CONTENT_TYPE, Problem},
 };
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::server::Refused;
 
@@ -128,7 +129,7 @@ impl IntoResponse for Refusal {
 #[derive(Debug)]
 pub struct Document<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Document<T> {
+impl<T: DeserializeOwned + Serialize, S: Send + Sync> FromRequest<S> for Document<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
@@ -152,22 +153,89 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Document<T> {
 }
 
 /// Reads a JSON object. Serde would take an array for a struct as well, field by field.
-pub(super) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+pub(super) fn object<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, Refusal> {
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(Refusal::bad("expected a JSON object"));
     }
     let mut text = serde_json::Deserializer::from_slice(body);
-    let document = serde_path_to_error::deserialize(&mut text).map_err(|error| {
-        let path = error.path().to_string();
-        let at = match path.as_str() {
-            "." => String::new(),
-            path => format!("{path}: "),
-        };
-        Refusal::bad(format!("{at}{}", error.inner()))
-    })?;
+    let document = match serde_path_to_error::deserialize(&mut text) {
+        Ok(document) => document,
+        Err(error) => {
+            if let Some(document) = with_whole_numbers(body) {
+                return without_lists_for_objects(body, document);
+            }
+            let path = error.path().to_string();
+            let at = match path.as_str() {
+                "." => String::new(),
+                path => format!("{path}: "),
+            };
+            return Err(Refusal::bad(format!("{at}{}", error.inner())));
+        }
+    };
     text.end()
         .map_err(|error| Refusal::bad(error.to_string()))?;
+    without_lists_for_objects(body, document)
+}
+
+/// Refuses what [`object`] says, further inside.
+fn without_lists_for_objects<T: Serialize>(body: &[u8], document: T) -> Result<T, Refusal> {
+    // Most documents hold no list at all.
+    if body.contains(&b'[')
+        && let Ok(given) = serde_json::from_slice(body)
+        && let Ok(taken) = serde_json::to_value(&document)
+        && let Some(path) = list_for_object(&given, &taken)
+    {
+        return Err(Refusal::bad(format!("{path}: expected an object")));
+    }
     Ok(document)
+}
+
+/// Where a list was taken for an object.
+fn list_for_object(given: &Value, taken: &Value) -> Option<String> {
+    match (given, taken) {
+        (Value::Array(_), Value::Object(_)) => Some(String::new()),
+        (Value::Array(given), Value::Array(taken)) => {
+            let mut items = given.iter().zip(taken).enumerate();
+            items.find_map(|(n, (given, taken))| {
+                Some(format!("[{n}]{}", list_for_object(given, taken)?))
+            })
+        }
+        (Value::Object(given), Value::Object(taken)) => given.iter().find_map(|(key, given)| {
+            let path = list_for_object(given, taken.get(key)?)?;
+            let dot = if path.is_empty() || path.starts_with('[') {
+                ""
+            } else {
+                "."
+            };
+            Some(format!("{key}{dot}{path}"))
+        }),
+        _ => None,
+    }
+}
+
+/// JSON has one kind of number: `5.0` is the integer 5 for JSON Schema and for clients in languages
+/// that know no integers, and not for serde.
+fn with_whole_numbers<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    let mut document: Value = serde_json::from_slice(body).ok()?;
+    make_whole(&mut document);
+    serde_json::from_value(document).ok()
+}
+
+fn make_whole(value: &mut Value) {
+    /// Beyond, a float is no exact integer.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) => {
+            let float = number.as_f64().filter(|_| number.is_f64());
+            let whole = float.filter(|n| n.fract() == 0.0 && (0.0..=EXACT).contains(n));
+            if let Some(whole) = whole {
+                *number = (whole as u64).into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(make_whole),
+        Value::Object(fields) => fields.values_mut().for_each(make_whole),
+        _ => {}
+    }
 }
 
 pub(super) fn too_large() -> Refusal {
@@ -212,4 +280,47 @@ impl<S: Send + Sync> FromRequestParts<S> for Names {
 
 pub(super) fn service(name: &str) -> Result<ServiceName, Refusal> {
     ServiceName::new(name).map_err(|error| Refusal::bad(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use selvedge_registry::wire::RegisterRequest;
+
+    use super::*;
+
+    #[test]
+    fn a_whole_number_is_an_integer_and_a_list_is_no_object() {
+        let read = |weight: &str| {
+            let body = format!(r#"{{"addr":"10.0.0.1:80","weight":{weight}}}"#);
+            object::<RegisterRequest>(body.as_bytes()).map(|request| request.weight)
+        };
+        for (weight, want) in [("7", 7), ("7.0", 7), ("7e1", 70), ("-0.0", 0)] {
+            assert_eq!(read(weight).ok(), Some(want), "{weight}");
+        }
+        for weight in ["7.5", "-7.0", "1e300", "\"7\"", "4294967296.0", "7.0}"] {
+            let refused = read(weight).expect_err(weight);
+            assert_eq!(refused.status(), StatusCode::BAD_REQUEST, "{weight}");
+        }
+        for (part, path) in [
+            (r#""locality":["eu","a"]"#, "locality"),
+            (r#""weight":7.0,"ownership":[null]"#, "ownership"),
+        ] {
+            let body = format!(r#"{{"addr":"10.0.0.1:80",{part}}}"#);
+            let refused = object::<RegisterRequest>(body.as_bytes()).expect_err(part);
+            let shown = format!("{refused:?}");
+            assert!(
+                shown.contains(&format!("{path}: expected an object")),
+                "{shown}"
+            );
+        }
+        let lists = br#"{"addr":"10.0.0.1:80","tags":["a","b"]}"#;
+        assert!(object::<RegisterRequest>(lists).is_ok());
+        // What is said of the mistake is said of the document as it was sent.
+        let refused = object::<RegisterRequest>(br#"{"addr":"10.0.0.1:80","weight":7.0,"x":1}"#);
+        let shown = format!("{refused:?}");
+        assert!(
+            shown.contains("unknown field") || shown.contains("7.0"),
+            "{shown}"
+        );
+    }
 }

@@ -29,7 +29,8 @@ use selvedge_registry::{
 
 pub use clock::Clock;
 pub use record::{
-    BUCKETS, Body, Entry, Key, Live, NodeId, PolicyEntry, Record, Stamp, bucket, name_hash, plain,
+    BUCKETS, Body, Entry, Key, Live, NodeId, PastPolicy, PolicyEntry, Record, Stamp, bucket,
+    name_hash, plain,
 };
 pub use store::{Owned, Store};
 

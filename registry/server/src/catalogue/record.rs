@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use selvedge_registry::{
     InstanceId, InstanceStatus, ServiceName,
+    api::{MAX_HISTORY, PolicyChange, PolicyHistory},
     wire::{InstanceRecord, PolicyRecord},
 };
 use serde::{
@@ -266,12 +267,71 @@ pub struct PolicyEntry {
     pub owner: NodeId,
     /// The policy; `None` once it was withdrawn.
     pub record: Option<PolicyRecord>,
+    /// Earlier changes, and the withdrawal itself; the newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<PastPolicy>,
+}
+
+/// A change of a policy that is no longer in force. Its text is kept rather than its values: it is
+/// read when somebody asks, perhaps by a later version of this program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastPolicy {
+    /// The number of the change.
+    #[serde(rename = "v")]
+    pub version: u64,
+    /// When, in Unix milliseconds.
+    #[serde(rename = "t")]
+    pub updated_ms: u64,
+    /// By whom.
+    #[serde(rename = "b")]
+    pub by: String,
+    /// The policy as JSON; `None`: a withdrawal.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+impl From<&PolicyRecord> for PastPolicy {
+    fn from(record: &PolicyRecord) -> Self {
+        Self {
+            version: record.version,
+            updated_ms: record.updated_ms,
+            by: record.by.clone(),
+            // It has come as JSON or could have.
+            text: serde_json::to_string(&record.policy).ok(),
+        }
+    }
 }
 
 impl PolicyEntry {
     /// Whether it is later than `other`.
     pub fn is_after(&self, other: &Self) -> bool {
         (self.version, self.hlc, &self.owner) > (other.version, other.hlc, &other.owner)
+    }
+
+    /// Its changes, the newest first.
+    pub fn history(&self) -> PolicyHistory {
+        let now = self.record.as_ref().map(PastPolicy::from);
+        let all = now.iter().chain(&self.past).take(MAX_HISTORY);
+        let change = |past: &PastPolicy| PolicyChange {
+            version: past.version,
+            updated_ms: past.updated_ms,
+            by: past.by.clone(),
+            policy: past
+                .text
+                .as_ref()
+                .and_then(|text| serde_json::from_str(text).ok()),
+        };
+        PolicyHistory {
+            service: self.service.clone(),
+            changes: all.map(change).collect(),
+        }
+    }
+
+    /// What a change of it remembers.
+    pub(crate) fn remembered(&self) -> Vec<PastPolicy> {
+        let now = self.record.as_ref().map(PastPolicy::from);
+        let all = now.into_iter().chain(self.past.iter().cloned());
+        all.take(MAX_HISTORY - 1).collect()
     }
 
     /// What it adds to the hash of all policies, withdrawn ones too: there are few.
@@ -299,8 +359,12 @@ impl Entry {
     pub fn cost(&self) -> usize {
         match self {
             Self::Instance(record) => record.cost(),
-            // The largest policy that passes validation is far below.
-            Self::Policy(_) => 2048,
+            Self::Policy(policy) => {
+                let past = policy.past.iter();
+                let texts = past.filter_map(|past| past.text.as_ref()).map(String::len);
+                // The largest policy that passes validation is far below.
+                2048 + texts.sum::<usize>()
+            }
         }
     }
 }

@@ -25,7 +25,7 @@ use selvedge_registry::{
 };
 use tokio::{
     sync::watch,
-    task::{JoinHandle, JoinSet},
+    task::{AbortHandle, JoinHandle, JoinSet},
 };
 
 pub use self::{
@@ -52,6 +52,9 @@ use crate::{
     },
     tls::Acceptor,
 };
+
+/// Pause after leases that nobody took. A guess: as long as a server takes to start.
+const DRAIN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +116,7 @@ pub struct RegistryServer {
     dns_addr: Option<SocketAddr>,
     gossip: Gossip,
     tasks: JoinSet<()>,
+    drainer: AbortHandle,
     stop: watch::Sender<bool>,
     api: JoinHandle<()>,
     state_dir: Option<PathBuf>,
@@ -217,6 +221,7 @@ impl RegistryServer {
             gossip.superseded(),
             admin.readiness.wait_for("name", "not asked yet"),
         ));
+        let drainer = tasks.spawn(drain_when_told(Arc::clone(&shared), gossip.announcer()));
         tasks.spawn(publish_head(
             Arc::clone(&shared),
             gossip.announcer(),
@@ -255,6 +260,7 @@ impl RegistryServer {
             dns_addr,
             gossip,
             tasks,
+            drainer,
             stop,
             api,
             state_dir: dir,
@@ -266,9 +272,10 @@ impl RegistryServer {
     /// Tells the others once it serves.
     fn announce(&self) {
         let announce = self.gossip.announcer();
-        let mut serving = self.shared.serving();
+        let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
-            if serving.wait_for(|serving| *serving).await.is_ok() {
+            let mut serving = shared.serving();
+            if serving.wait_for(|serving| *serving).await.is_ok() && !shared.is_draining() {
                 announce.set(MemberState::Serving).await;
             }
         });
@@ -298,6 +305,8 @@ impl RegistryServer {
     /// that nobody waits for it and nobody is given more than is due. Clients turn to other servers
     /// at once.
     pub async fn shutdown(mut self) {
+        // What it does is done here, once.
+        self.drainer.abort();
         self.shared.start_drain();
         self.gossip.announcer().set(MemberState::Draining).await;
         // One round of gossip, so that the others know before the connections end.
@@ -342,6 +351,24 @@ async fn join(
         addr: config.bind,
         source,
     })
+}
+
+/// Once an operator drains it, hands its leases over, again and again until somebody has taken
+/// each: those who should may be starting at this moment.
+async fn drain_when_told(shared: Arc<Shared>, announcer: Announcer) {
+    shared.drained().await;
+    announcer.set(MemberState::Draining).await;
+    loop {
+        // One round of gossip, so that nobody passes on to us what we hand over.
+        tokio::time::sleep(SWEEP).await;
+        let left = replicate::hand_off(&shared).await;
+        if left == 0 {
+            tracing::info!("drained: no lease is left here");
+            return;
+        }
+        tracing::warn!(leases = left, "nobody takes these leases over");
+        tokio::time::sleep(DRAIN_AGAIN).await;
+    }
 }
 
 /// Tells the others where this server's log stands, once a round of gossip and only when it has

@@ -292,6 +292,13 @@ impl Shared {
         self.draining.send_replace(true);
     }
 
+    /// Resolves once this server is told to leave. Cancel-safe.
+    pub(crate) async fn drained(&self) {
+        let mut draining = self.draining.subscribe();
+        // The sender is in `self`.
+        let _told = draining.wait_for(|draining| *draining).await;
+    }
+
     /// Since when this server has heard from none of its peers; `None` if it is up to date.
     pub fn staleness(&self) -> Option<Duration> {
         self.judgement.lock().unheard_since(now())

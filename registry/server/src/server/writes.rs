@@ -14,7 +14,7 @@ use super::{
     shared::{Origin, Refused, Renewed, Shared, State, now},
 };
 use crate::{
-    catalogue::{Body, Change, Entry, Key, Live, PolicyEntry, Record, Stamp, Visible},
+    catalogue::{Body, Change, Entry, Key, Live, PastPolicy, PolicyEntry, Record, Stamp, Visible},
     lease::{Grant, Renewal, guardian},
 };
 
@@ -342,28 +342,74 @@ impl Shared {
         policy: TrafficPolicy,
         by: impl Into<String>,
     ) -> PolicyRecord {
+        let unconditionally = |_| Ok::<_, std::convert::Infallible>(());
+        match self.put_policy_if(service, policy, by, unconditionally) {
+            Ok(record) => record,
+            Err(never) => match never {},
+        }
+    }
+
+    /// [`put_policy`](Self::put_policy), if `may` agrees with the version that is in force. Nobody
+    /// changes it in between.
+    ///
+    /// # Errors
+    /// What `may` says; nothing changes then.
+    pub fn put_policy_if<E>(
+        &self,
+        service: ServiceName,
+        policy: TrafficPolicy,
+        by: impl Into<String>,
+        may: impl FnOnce(Option<u64>) -> Result<(), E>,
+    ) -> Result<PolicyRecord, E> {
         let mut state = self.state.write();
-        let version = next_version(&state, &service);
+        may(state.store.catalogue().policy(&service).map(|p| p.version))?;
         let record = PolicyRecord {
-            service: service.clone(),
-            version,
+            version: next_version(&state, &service),
+            service,
             updated_ms: self.wall_ms(),
             by: by.into(),
             policy,
         };
-        self.write_policy(&mut state, service, version, Some(record.clone()));
-        record
+        let past = remembered(&state, &record.service);
+        self.write_policy(
+            &mut state,
+            record.service.clone(),
+            record.version,
+            Some(record.clone()),
+            past,
+        );
+        Ok(record)
     }
 
-    /// Withdraws a policy; tells whether there was one.
-    pub fn delete_policy(&self, service: &ServiceName) -> bool {
+    /// Withdraws a policy, if `may` agrees with the version that is in force; tells whether there
+    /// was one.
+    ///
+    /// # Errors
+    /// What `may` says; nothing changes then.
+    pub fn delete_policy_if<E>(
+        &self,
+        service: &ServiceName,
+        by: impl Into<String>,
+        may: impl FnOnce(u64) -> Result<(), E>,
+    ) -> Result<bool, E> {
         let mut state = self.state.write();
-        if state.store.catalogue().policy(service).is_none() {
-            return false;
-        }
+        let Some(known) = state.store.catalogue().policy(service).map(|p| p.version) else {
+            return Ok(false);
+        };
+        may(known)?;
         let version = next_version(&state, service);
-        self.write_policy(&mut state, service.clone(), version, None);
-        true
+        let mut past = remembered(&state, service);
+        past.insert(
+            0,
+            PastPolicy {
+                version,
+                updated_ms: self.wall_ms(),
+                by: by.into(),
+                text: None,
+            },
+        );
+        self.write_policy(&mut state, service.clone(), version, None, past);
+        Ok(true)
     }
 
     fn write_policy(
@@ -372,6 +418,7 @@ impl Shared {
         service: ServiceName,
         version: u64,
         record: Option<PolicyRecord>,
+        past: Vec<PastPolicy>,
     ) {
         let known = state.store.catalogue().policy_entry(&service);
         let known = known.map_or(0, |known| known.hlc);
@@ -381,6 +428,7 @@ impl Shared {
             hlc: state.clock.tick_after(known, self.wall_ms()),
             owner: Arc::clone(&self.node),
             record,
+            past,
         };
         if let Change::Visible(visible) = state.store.merge_policy(entry) {
             self.told(state, visible);
@@ -456,6 +504,11 @@ fn keep_times(instance: &mut InstanceRecord, before: &InstanceRecord) {
         instance.changed_ms = changed_ms;
     }
     instance.owner = owner;
+}
+
+fn remembered(state: &State, service: &ServiceName) -> Vec<PastPolicy> {
+    let known = state.store.catalogue().policy_entry(service);
+    known.map(|known| known.remembered()).unwrap_or_default()
 }
 
 fn next_version(state: &State, service: &ServiceName) -> u64 {

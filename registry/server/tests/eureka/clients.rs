@@ -2,7 +2,7 @@
 //!
 //! `.ci/clients` installs them; without them these tests fail and say so.
 
-use std::{path::PathBuf, process::Stdio, sync::atomic::Ordering, time::Duration};
+use std::{process::Stdio, sync::atomic::Ordering, time::Duration};
 
 use selvedge_registry::{InstanceStatus, client::Registration};
 use selvedge_registry_server::RegistryServer;
@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::serving;
-use crate::support::{client, eventually, instance};
+use crate::support::{client, eventually, installed, instance};
 
 /// A client's process, and what it prints.
 struct Program {
@@ -59,20 +59,6 @@ impl Program {
         self.says("stopped").await;
         assert!(self.child.wait().await.expect("ends").success());
     }
-}
-
-fn installed(part: &str) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target")),
-        PathBuf::from,
-    );
-    let path = target.join("clients").join(part);
-    assert!(
-        path.join(".done").exists(),
-        "{} is not there: .ci/clients installs it",
-        path.display()
-    );
-    path
 }
 
 fn script(name: &str) -> String {
