@@ -1,166 +1,92 @@
-//! `selvedge`: what the mesh knows, asked from a terminal or a script.
+//! `selvedge`: what the mesh knows, and what its operators do to it, from a terminal or a script.
 //!
-//! Tables for people, `--output json` for scripts, and an exit code for both: 0 is an answer, 1 is
-//! none (or a mesh that is not well, for `status`), 2 is a command that cannot be understood.
+//! Tables for people, `--output json` for scripts, and an exit code for both (`--help` lists them).
 
+mod args;
 mod ask;
+mod cluster;
+mod failure;
+mod instances;
+mod policies;
+mod print;
+mod register;
 mod show;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::Context;
-use clap::{Parser, Subcommand, ValueEnum};
-use selvedge_registry::{
-    ServiceName,
-    client::{Discovery, RegistryClient},
-};
+use clap::{CommandFactory, Parser};
 
 use crate::{
+    args::{Cli, Command, Policy},
     ask::Registry,
-    show::{Answer, Table},
+    failure::Failure,
+    print::Printer,
 };
 
-/// Asks the registry who is where.
-#[derive(Debug, Parser)]
-#[command(
-    version,
-    after_help = "Examples:\n  selvedge status\n  selvedge --registry http://10.0.0.5:7900 instances orders\n  selvedge --output json services | jq '.services[].name'"
-)]
-struct Args {
-    /// A registry server, as "http://10.0.0.5:7900"; several, separated by commas, are tried in
-    /// turn.
-    #[arg(
-        long,
-        global = true,
-        env = "SELVEDGE_REGISTRY",
-        value_delimiter = ',',
-        default_value = "http://127.0.0.1:7900",
-        value_parser = ask::server
-    )]
-    registry: Vec<String>,
-    /// Tables for people, or the API's own documents, one a line.
-    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
-    output: Output,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Whether every registry server that is known serves, and what the mesh holds.
-    Status,
-    /// The registry's servers.
-    Members,
-    /// Every service, and how many instances it has.
-    Services,
-    /// The instances of a service.
-    Instances {
-        /// Its name.
-        service: ServiceName,
-    },
-    /// The instances of services that take calls, now and after each change, until Ctrl-C.
-    Watch {
-        /// Their names.
-        #[arg(required = true)]
-        services: Vec<ServiceName>,
-        /// Ends after so many lists.
-        #[arg(long)]
-        count: Option<u64>,
-    },
-}
-
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("start the runtime");
-    match runtime.and_then(|runtime| runtime.block_on(run(&args))) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        // Whoever read us has enough: `selvedge watch … | head -1`.
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            #[expect(clippy::print_stderr, reason = "a command line tool's errors")]
-            {
-                eprintln!("selvedge: {error:#}");
-            }
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let io = error.downcast_ref::<std::io::Error>();
-    io.is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// Whether all is well.
-async fn run(args: &Args) -> anyhow::Result<bool> {
-    let client = RegistryClient::builder(args.registry.iter().cloned()).spawn();
-    let registry = Registry::new(&client);
-    match &args.command {
-        Command::Status => {
-            let status = registry.status().await?;
-            print(args.output, &status)?;
-            return Ok(status.is_well());
-        }
-        Command::Members => print(args.output, &registry.members().await?)?,
-        Command::Services => print(args.output, &registry.services().await?)?,
-        Command::Instances { service } => {
-            print(args.output, &registry.instances(service).await?)?;
-        }
-        Command::Watch { services, count } => {
-            tokio::select! {
-                done = watch(args.output, &client, services, *count) => done?,
-                stopped = tokio::signal::ctrl_c() => stopped.context("wait for Ctrl-C")?,
-            }
-        }
-    }
-    Ok(true)
-}
-
-/// Prints each list of endpoints as it comes.
-async fn watch(
-    output: Output,
-    client: &RegistryClient,
-    services: &[ServiceName],
-    count: Option<u64>,
-) -> anyhow::Result<()> {
-    let (tell, mut lists) = tokio::sync::mpsc::channel(1);
-    for service in services {
-        let (mut watch, tell) = (client.watch(service), tell.clone());
-        tokio::spawn(async move {
-            watch.synced().await;
-            while tell.send(show::Seen(watch.current())).await.is_ok() {
-                watch.changed().await;
-            }
+        .map_err(|source| Failure::System {
+            what: "start the runtime".to_owned(),
+            source,
         });
+    match runtime.and_then(|runtime| runtime.block_on(run(&cli))) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(failure) => {
+            Printer::note(&failure.message());
+            ExitCode::from(failure.exit_code())
+        }
     }
-    let mut left = count.unwrap_or(u64::MAX);
-    while left > 0 {
-        let Some(seen) = lists.recv().await else {
-            break;
-        };
-        print(output, &seen)?;
-        left -= 1;
-    }
-    Ok(())
 }
 
-fn print<A: Answer>(output: Output, answer: &A) -> anyhow::Result<()> {
-    let text = match output {
-        Output::Table => Table::of(answer).to_string(),
-        Output::Json => serde_json::to_string(&answer.document())? + "\n",
-    };
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+/// What the process exits with.
+async fn run(cli: &Cli) -> Result<u8, Failure> {
+    let printer = Printer(cli.output);
+    match &cli.command {
+        // These ask no registry.
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "selvedge", &mut script);
+            return Printer::text(&String::from_utf8_lossy(&script)).map(|()| 0);
+        }
+        Command::Keys(order) => return cluster::keys(printer, order).await.map(|()| 0),
+        Command::Policy(Policy::Validate { files }) => {
+            return policies::validate(printer, files).await.map(|()| 0);
+        }
+        _ => {}
+    }
+    let registry = Registry::new(&cli.at)?;
+    match &cli.command {
+        Command::Status => {
+            let well = cluster::status(&registry, printer).await?;
+            return Ok(u8::from(!well));
+        }
+        Command::Register(order) => return register::run(&registry, printer, order).await,
+        Command::Members => printer.show(&cluster::members(&registry).await?),
+        Command::Drain { node, wait, force } => {
+            cluster::drain(&registry, printer, node, *wait, *force).await
+        }
+        Command::Services => instances::services(&registry, printer).await,
+        Command::Catalog { team } => instances::catalog(&registry, printer, team.clone()).await,
+        Command::Instances { service, filter } => {
+            instances::list(&registry, printer, service.as_ref(), filter).await
+        }
+        Command::Instance { service, id } => instances::one(&registry, printer, service, id).await,
+        Command::Watch {
+            services,
+            filter,
+            count,
+        } => instances::watch(&registry, printer, services, filter, *count).await,
+        Command::Renew { service, id } => instances::renew(&registry, printer, service, id).await,
+        Command::Deregister { service, id } => {
+            instances::deregister(&registry, printer, service, id).await
+        }
+        Command::Override(order) => instances::overrule(&registry, printer, order).await,
+        Command::Policy(order) => policies::run(&registry, printer, order).await,
+        Command::Keys(_) | Command::Completions { .. } => Ok(()),
+    }?;
+    Ok(0)
 }

@@ -25,7 +25,7 @@ mod watcher;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use ::http::HeaderName;
+use ::http::{HeaderName, StatusCode};
 
 use self::{
     connect::Connector,
@@ -39,7 +39,7 @@ pub use self::{
         Discovery, EndpointSnapshot, PolicyWatch, PublishedPolicy, ServiceWatch, StaticDiscovery,
     },
     http::{ClientError, Reply},
-    registrar::Registration,
+    registrar::{Registration, RegistrationRefused},
 };
 use crate::{
     instance::{Instance, Locality},
@@ -113,6 +113,8 @@ pub struct Call<'a> {
     pub body: Vec<u8>,
     /// Headers beyond `Host` and `Authorization`.
     pub headers: Vec<(HeaderName, String)>,
+    /// How long one server may take to answer; `None`: two seconds.
+    pub within: Option<Duration>,
 }
 
 /// A client of the registry. Clones share its tasks and its lists.
@@ -171,29 +173,29 @@ impl RegistryClient {
         self.call("GET", &call).await
     }
 
-    /// Sends `call` to one server, and to the next if there is no answer. A write may then have
-    /// happened twice: all of the registry's are idempotent.
+    /// Sends `call` to one server, and to the next if there is no answer, or none yet (503). A write
+    /// may then have happened twice: all of the registry's are idempotent.
     ///
     /// # Errors
-    /// The last server's [`ClientError`] if none answers within two seconds.
+    /// The last server's [`ClientError`] if none answers in time.
     pub async fn call(&self, method: &'static str, call: &Call<'_>) -> Result<Reply, ClientError> {
-        let mut last = ClientError::NoServers;
+        let mut last = Err(ClientError::NoServers);
+        let limit = call.within.unwrap_or(ANSWER);
         for _ in 0..self.servers.count {
             let Some(server) = self.servers.current() else {
                 break;
             };
             let mut http = Http::new(self.servers.connector.clone());
             let body = call.body.clone();
-            match http
-                .call_with(&server, method, call.path, body, &call.headers, ANSWER)
-                .await
-            {
-                Ok(reply) => return Ok(reply),
-                Err(error) => last = error,
+            last = http
+                .call_with(&server, method, call.path, body, &call.headers, limit)
+                .await;
+            match &last {
+                Ok(reply) if reply.status != StatusCode::SERVICE_UNAVAILABLE => break,
+                _ => self.servers.fail_over(&server),
             }
-            self.servers.fail_over(&server);
         }
-        Err(last)
+        last
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
@@ -19,6 +20,7 @@ use super::{
 use crate::{
     api::{Lease, LeaseReason, MAX_BATCH, RenewBatch, Renewals},
     instance::{Instance, InstanceStatus},
+    name::{InstanceId, ServiceName},
     wire::RegisterRequest,
 };
 
@@ -32,7 +34,7 @@ const GOODBYE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Registration {
     entry: Arc<Entry>,
-    registered: watch::Receiver<bool>,
+    standing: watch::Receiver<Standing>,
     registrar: Arc<Registrar>,
 }
 
@@ -41,8 +43,31 @@ pub struct Registration {
 struct Entry {
     instance: Instance,
     wanted: Mutex<Wanted>,
-    registered: watch::Sender<bool>,
+    standing: watch::Sender<Standing>,
     gone: watch::Sender<bool>,
+}
+
+/// How an instance stands with the registry, as far as we know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    /// No server has said anything about it, or its lease was lost.
+    Open,
+    Registered,
+    /// A server does not take it as it is.
+    Refused(Arc<str>),
+}
+
+/// A server does not take a registration: trying again does not help until somebody changes
+/// something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("register {id} of {service}: {problem}")]
+pub struct RegistrationRefused {
+    /// The service.
+    pub service: ServiceName,
+    /// The instance.
+    pub id: InstanceId,
+    /// What the server said.
+    pub problem: String,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -69,12 +94,35 @@ impl Registration {
 
     /// Resolves once a server has accepted the instance. Cancel-safe.
     pub async fn registered(&mut self) {
-        let _ended = self.registered.wait_for(|registered| *registered).await;
+        let done = |standing: &Standing| *standing == Standing::Registered;
+        let _ended = self.standing.wait_for(done).await;
+    }
+
+    /// Resolves once a server has said something: as [`registered`](Self::registered) does, or with
+    /// its refusal. It is tried again all the same: rights and limits change. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`RegistrationRefused`] if what is wrong is the registration, or who makes it, rather than
+    /// the server.
+    pub async fn answered(&mut self) -> Result<(), RegistrationRefused> {
+        let answered = |standing: &Standing| *standing != Standing::Open;
+        let refused = match self.standing.wait_for(answered).await.as_deref() {
+            Ok(Standing::Refused(problem)) => Some(problem.to_string()),
+            _ => None,
+        };
+        match refused {
+            None => Ok(()),
+            Some(problem) => Err(RegistrationRefused {
+                service: self.entry.instance.service.clone(),
+                id: self.entry.instance.id.clone(),
+                problem,
+            }),
+        }
     }
 
     /// Whether a server has it, as far as we know.
     pub fn is_registered(&self) -> bool {
-        *self.registered.borrow()
+        *self.standing.borrow() == Standing::Registered
     }
 
     /// Takes the instance out of the registry; resolves when a server has confirmed it, or after
@@ -118,7 +166,7 @@ impl Registrar {
     }
 
     pub(super) fn register(self: &Arc<Self>, instance: Instance) -> Registration {
-        let (registered, receiver) = watch::channel(false);
+        let (standing, receiver) = watch::channel(Standing::Open);
         let entry = Arc::new(Entry {
             wanted: Mutex::new(Wanted {
                 status: instance.status,
@@ -126,7 +174,7 @@ impl Registrar {
                 leaves: false,
             }),
             instance,
-            registered,
+            standing,
             gone: watch::channel(false).0,
         });
         let mut list = self.list.lock();
@@ -138,7 +186,7 @@ impl Registrar {
         self.wake.notify_one();
         Registration {
             entry,
-            registered: receiver,
+            standing: receiver,
             registrar: Arc::clone(self),
         }
     }
@@ -170,7 +218,7 @@ impl Work {
     fn lost(&mut self, now: Instant) {
         self.told = None;
         self.due = now;
-        self.entry.registered.send_replace(false);
+        self.entry.standing.send_replace(Standing::Open);
     }
 
     /// A third of the lease, so that two renewals may fail; sooner after a failure. Jittered, so
@@ -290,7 +338,11 @@ impl Task {
                 // A later life of this instance is known: ours has to be later still.
                 work.incarnation = unix_ms().max(work.incarnation + 1);
             }
-            work.entry.registered.send_replace(registered);
+            work.entry.standing.send_replace(match reply {
+                _ if registered => Standing::Registered,
+                Some(reply) if is_final(reply.status) => Standing::Refused(reply.problem().into()),
+                _ => Standing::Open,
+            });
             work.again(registered, self.registrar.servers.count, Instant::now());
         }
     }
@@ -385,6 +437,13 @@ impl Task {
         }
         Some(reply)
     }
+}
+
+/// Whether it is the request that is wrong. A conflict is settled by a later incarnation, a limit
+/// by waiting.
+fn is_final(status: StatusCode) -> bool {
+    let passes = [StatusCode::CONFLICT, StatusCode::TOO_MANY_REQUESTS];
+    status.is_client_error() && !passes.contains(&status)
 }
 
 fn path(instance: &Instance) -> String {
