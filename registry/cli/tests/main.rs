@@ -3,6 +3,7 @@
 mod cluster;
 mod instances;
 mod policies;
+mod readme;
 mod register;
 mod security;
 mod support;

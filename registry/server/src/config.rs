@@ -5,7 +5,12 @@ use std::{net::SocketAddr, path::PathBuf};
 use selvedge_registry::{
     Locality, ServiceName,
     client::connect::{Connector, TlsError},
-    node::{admin::AdminConfig, cidr::Cidr, config::Secret, telemetry::TelemetryConfig},
+    node::{
+        admin::AdminConfig,
+        cidr::Cidr,
+        config::Secret,
+        telemetry::{LogFormat, TelemetryConfig},
+    },
 };
 use selvedge_resilience::config::{Millis, PolicyError};
 use serde::{Deserialize, Serialize};
@@ -202,7 +207,47 @@ impl Default for RegistryConfig {
     }
 }
 
+/// Servers of a cluster to try things with.
+pub const DEV_SERVERS: u16 = 9;
+/// The first port of such a cluster, unless another one is asked for: the API's of the first server.
+pub const DEV_PORT: u16 = 7900;
+
 impl RegistryConfig {
+    /// Server `n` (1 to [`DEV_SERVERS`]) of a cluster on this machine's loopback, to try things
+    /// with. It has ten ports from `first`: API, admin, gossip and DNS are its first, second,
+    /// fourth and fifth. The first three find each other whoever starts first.
+    pub fn dev(n: u16, first: u16) -> Self {
+        let at = |n: u16, port: u16| {
+            let port = first.saturating_add(10 * n.saturating_sub(1) + port);
+            SocketAddr::from(([127, 0, 0, 1], port))
+        };
+        let seeds = (1..=3).filter(|seed| *seed != n);
+        let default = Self::default();
+        Self {
+            node: ServiceName::new(format!("dev-{n}")).ok(),
+            http: at(n, 0),
+            admin: AdminConfig {
+                bind: at(n, 1),
+                ..default.admin
+            },
+            gossip: GossipConfig {
+                bind: at(n, 3),
+                seeds: seeds.map(|seed| at(seed, 3).to_string()).collect(),
+                join_timeout: Millis::new(1_000),
+                ..default.gossip
+            },
+            dns: DnsConfig {
+                bind: Some(at(n, 4)),
+                ..default.dns
+            },
+            telemetry: TelemetryConfig {
+                format: LogFormat::Text,
+                ..default.telemetry
+            },
+            ..default
+        }
+    }
+
     /// How this server reaches its peers.
     ///
     /// # Errors

@@ -12,19 +12,31 @@ use selvedge_registry::node::{
     shutdown::Signals,
     telemetry,
 };
-use selvedge_registry_server::{RegistryConfig, RegistryServer, StartError, gossip};
+use selvedge_registry_server::{
+    RegistryConfig, RegistryServer, StartError,
+    config::{DEV_PORT, DEV_SERVERS},
+    gossip,
+};
 
 /// Keeps the list of who is where, together with its peers, without any other store.
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Example:\n  selvedge-registry --config registry.toml",
+    after_help = "Examples:\n  selvedge-registry --dev 1\n  selvedge-registry --config registry.toml",
     args_conflicts_with_subcommands = true
 )]
 struct Args {
     /// The configuration; without one every default is used.
     #[arg(long, env = "SELVEDGE_CONFIG")]
     config: Option<PathBuf>,
+    /// Server N of a cluster on this machine's loopback, to try things with: needs no
+    /// configuration. The first three find each other.
+    #[arg(long, value_name = "N", conflicts_with = "config",
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(DEV_SERVERS)))]
+    dev: Option<u16>,
+    /// The API's port of the first server of that cluster; each takes ten from there.
+    #[arg(long, value_name = "PORT", requires = "dev", default_value_t = DEV_PORT)]
+    dev_port: u16,
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
@@ -57,7 +69,8 @@ fn main() -> ExitCode {
 
 fn load(args: &Args) -> Result<RegistryConfig, ConfigError> {
     let Some(path) = &args.config else {
-        return Ok(RegistryConfig::default());
+        let dev = args.dev.map(|n| RegistryConfig::dev(n, args.dev_port));
+        return Ok(dev.unwrap_or_default());
     };
     let loaded = config::load::<RegistryConfig>(path)?;
     match loaded.value.validate() {

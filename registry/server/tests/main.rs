@@ -10,6 +10,7 @@ mod failures;
 mod gossip_sim;
 mod gossip_udp;
 mod policies;
+mod readme;
 mod regions;
 mod security;
 mod shipped;
