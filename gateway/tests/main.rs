@@ -1,6 +1,7 @@
 //! The gateway as its operators and clients see it: the real process, real sockets.
 
 mod limits;
+mod policies;
 mod process;
 mod reload;
 mod routing;

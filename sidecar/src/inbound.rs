@@ -8,7 +8,7 @@ use selvedge_proxy::{
 };
 use selvedge_registry::{
     Endpoint, InstanceId,
-    client::{Discovery, StaticDiscovery},
+    client::{Discovery, RegistryClient, StaticDiscovery},
 };
 use selvedge_resilience::config::PolicyError;
 
@@ -27,6 +27,7 @@ impl Inbound {
     pub(crate) fn new(
         service: &Service,
         id: InstanceId,
+        registry: Option<&RegistryClient>,
         metrics: &ProxyMetrics,
     ) -> Result<Self, PolicyError> {
         let written = &service.file;
@@ -40,14 +41,20 @@ impl Inbound {
             locality: written.locality.clone(),
         };
         let watch = StaticDiscovery::new([(name.clone(), vec![app])]).watch(&name);
+        let policy = service.policy.clone();
+        let app = Destination::new(
+            name.clone(),
+            policy.clone(),
+            watch,
+            &written.locality,
+            metrics,
+        )?;
+        // What is written down here counts; else what the app takes on is what is published.
+        if let (None, Some(registry)) = (&written.policy, registry) {
+            app.follow_inbound(registry.policy(&name), policy)?;
+        }
         Ok(Self {
-            app: Destination::new(
-                name,
-                service.policy.clone(),
-                watch,
-                &written.locality,
-                metrics,
-            )?,
+            app,
             route: Arc::new(Route {
                 name: "inbound".into(),
                 metrics: metrics.route("inbound"),

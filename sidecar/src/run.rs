@@ -150,7 +150,7 @@ impl Sidecar {
         let (mut app, mut inbound) = (None, None);
         if let (Some(service), Some(bound)) = (&config.service, bound) {
             let instance = instance(service, config.advertise.unwrap_or(bound))?;
-            let door = Inbound::new(service, instance.id.clone(), &metrics)?;
+            let door = Inbound::new(service, instance.id.clone(), registry.as_ref(), &metrics)?;
             let port = Port::new("inbound", door, false).trusting(Arc::clone(&config.trusted));
             inbound = Some(port);
             app = Some(App::start(service, instance, &admin));

@@ -2,6 +2,7 @@
 
 mod app;
 mod mesh;
+mod policies;
 mod process;
 mod shipped;
 mod support;

@@ -65,6 +65,56 @@ impl Enforced {
     }
 }
 
+/// What of a published policy is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Half {
+    Both,
+    Inbound,
+}
+
+/// Puts what is published in force.
+struct Following {
+    enforced: Enforced,
+    name: ServiceName,
+    half: Half,
+    watch: PolicyWatch,
+    /// While nothing is published.
+    otherwise: TrafficPolicy,
+}
+
+impl Following {
+    async fn for_ever(mut self) {
+        loop {
+            self.watch.changed().await;
+            self.take();
+        }
+    }
+
+    fn take(&self) {
+        let published = self.watch.current();
+        let policy = match (&published, self.half) {
+            (None, _) => self.otherwise.clone(),
+            (Some(published), Half::Both) => published.policy.clone(),
+            (Some(published), Half::Inbound) => TrafficPolicy {
+                inbound: published.policy.inbound.clone(),
+                ..self.otherwise.clone()
+            },
+        };
+        let (name, enforced) = (&self.name, &self.enforced);
+        if enforced.stack.with_policy(|now| *now == policy) {
+            return;
+        }
+        let version = published.as_ref().map(|published| published.version);
+        match enforced.reconfigure(policy) {
+            Ok(()) => tracing::info!(service = %name, version, "policy taken"),
+            // Both were validated; a newer version of ours may know better than the one that did.
+            Err(error) => {
+                tracing::error!(service = %name, version, %error, "policy refused, the old one stays")
+            }
+        }
+    }
+}
+
 /// A policy that somebody else decides on.
 #[derive(Debug)]
 struct Published {
@@ -159,15 +209,42 @@ impl Destination {
         watch: PolicyWatch,
         otherwise: TrafficPolicy,
     ) -> Result<(), PolicyError> {
+        self.follow_half(Half::Both, watch, otherwise)
+    }
+
+    /// As [`follow_policy`](Self::follow_policy), of what is published for the service only what it
+    /// takes on (`inbound`): for who stands right before it. How it is called is its callers'
+    /// business, who follow the rest.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if `otherwise` cannot work; nothing changes then.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, as [`new`](Self::new).
+    pub fn follow_inbound(
+        &self,
+        watch: PolicyWatch,
+        otherwise: TrafficPolicy,
+    ) -> Result<(), PolicyError> {
+        self.follow_half(Half::Inbound, watch, otherwise)
+    }
+
+    fn follow_half(
+        &self,
+        half: Half,
+        watch: PolicyWatch,
+        otherwise: TrafficPolicy,
+    ) -> Result<(), PolicyError> {
         otherwise.validate()?;
-        take_policy(&self.enforced, &self.name, &watch, &otherwise);
-        let following = follow_policy(
-            self.enforced.clone(),
-            self.name.clone(),
-            watch.clone(),
+        let following = Following {
+            enforced: self.enforced.clone(),
+            name: self.name.clone(),
+            half,
+            watch: watch.clone(),
             otherwise,
-        );
-        let follower = tokio::spawn(following).abort_handle();
+        };
+        following.take();
+        let follower = tokio::spawn(following.for_ever()).abort_handle();
         *self.published.lock() = Some(Published { watch, follower });
         Ok(())
     }
@@ -333,39 +410,6 @@ async fn follow(stack: Stack<UpstreamKey>, mut watch: ServiceWatch) {
     loop {
         take_endpoints(&stack, &watch);
         watch.changed().await;
-    }
-}
-
-async fn follow_policy(
-    enforced: Enforced,
-    name: ServiceName,
-    mut watch: PolicyWatch,
-    otherwise: TrafficPolicy,
-) {
-    loop {
-        watch.changed().await;
-        take_policy(&enforced, &name, &watch, &otherwise);
-    }
-}
-
-fn take_policy(
-    enforced: &Enforced,
-    name: &ServiceName,
-    watch: &PolicyWatch,
-    otherwise: &TrafficPolicy,
-) {
-    let published = watch.current();
-    let policy = published.as_ref().map_or(otherwise, |p| &p.policy);
-    if enforced.stack.with_policy(|now| now == policy) {
-        return;
-    }
-    let version = published.as_ref().map(|published| published.version);
-    match enforced.reconfigure(policy.clone()) {
-        Ok(()) => tracing::info!(service = %name, version, "policy taken"),
-        // Both were validated; a newer version of ours may know better than the one that did.
-        Err(error) => {
-            tracing::error!(service = %name, version, %error, "policy refused, the old one stays")
-        }
     }
 }
 
