@@ -97,6 +97,7 @@ pub struct Hub {
     own: AtomicUsize,
     watches: Arc<Watches>,
     written: AtomicU64,
+    snapshots: AtomicU64,
 }
 
 impl Default for Hub {
@@ -106,6 +107,7 @@ impl Default for Hub {
             own: AtomicUsize::new(0),
             watches: Arc::default(),
             written: AtomicU64::new(0),
+            snapshots: AtomicU64::new(0),
         }
     }
 }
@@ -174,6 +176,16 @@ impl Hub {
     /// Events that were written, each for all who watch.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Services that a watch was told of whole.
+    pub fn snapshots(&self) -> u64 {
+        self.snapshots.load(Ordering::Relaxed)
+    }
+
+    /// A watch is told of `n` services whole.
+    pub(crate) fn told(&self, n: usize) {
+        self.snapshots.fetch_add(n as u64, Ordering::Relaxed);
     }
 
     /// Watches open.

@@ -193,3 +193,47 @@ async fn servers_nearby_are_preferred() {
         eventually("gone", || async { servers[n].shared().hub.watchers() == 0 }).await;
     }
 }
+
+#[tokio::test]
+async fn one_stream_carries_every_service_and_one_more_is_told_of_alone() {
+    const SERVICES: u16 = 50;
+    let server = serving(&config("n1", &[])).await;
+    let registering = client(&[&server]);
+    let mut held = Vec::new();
+    for n in 0..SERVICES {
+        held.push(registering.register(instance(&format!("s{n}"), "i1", 4000 + n)));
+    }
+    for registration in &mut held {
+        registration.registered().await;
+    }
+    let watching = client(&[&server]);
+    let mut watches: Vec<ServiceWatch> = (0..SERVICES)
+        .map(|n| watching.watch(&name(&format!("s{n}"))))
+        .collect();
+    for watch in &mut watches {
+        watch.synced().await;
+        assert_eq!(ids(watch), ["i1"]);
+    }
+    assert_eq!(
+        server.shared().hub.watchers(),
+        1,
+        "one watch for all of them"
+    );
+    // One more: all go on over one stream, and those that are known are not told of again.
+    let told = server.shared().hub.snapshots();
+    let mut late = watching.watch(&name("late"));
+    late.synced().await;
+    assert!(late.current().endpoints.is_empty());
+    assert_eq!(server.shared().hub.snapshots() - told, 1, "of the new one");
+    let registration = registering.register(instance("late", "i1", 4999));
+    eventually("it is heard of", || async { ids(&late) == ["i1"] }).await;
+    eventually("over one stream", || async {
+        server.shared().hub.watchers() == 1
+    })
+    .await;
+    // And the others, too.
+    held.pop().expect("one").deregister().await;
+    let last = watches.last().expect("one");
+    eventually("gone", || async { ids(last).is_empty() }).await;
+    drop(registration);
+}

@@ -169,4 +169,33 @@ mod tests {
         none.fail_over("a:1");
         assert_eq!(none.current(), None);
     }
+
+    #[test]
+    fn a_client_far_from_home_looks_whether_it_can_go_back() {
+        let list = || vec!["a:1".to_owned(), "b:1".to_owned()];
+        let near = Servers::new(list(), place("eu", "a"), Connector::plain());
+        assert!(!near.is_second_choice(), "the best there is");
+        near.fail_over(&near.current().expect("one"));
+        assert!(near.is_second_choice());
+        near.fail_over(&near.current().expect("one"));
+        assert!(!near.is_second_choice(), "once around");
+        // Who does not say where it runs has no better one.
+        let anywhere = Servers::new(list(), Locality::default(), Connector::plain());
+        anywhere.fail_over(&anywhere.current().expect("one"));
+        assert!(!anywhere.is_second_choice());
+    }
+
+    #[test]
+    fn clients_of_one_server_do_not_all_turn_to_the_same_other_one() {
+        let mut seconds = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            let list = (0..4).map(|n| format!("s{n}:1")).collect();
+            let servers = Servers::new(list, Locality::default(), Connector::plain());
+            let first = servers.current().expect("one");
+            servers.fail_over(&first);
+            seconds.insert((first, servers.current().expect("one")));
+        }
+        // Twelve ways to fail over; all but the unluckiest hundred clients take most of them.
+        assert!(seconds.len() > 6, "{seconds:?}");
+    }
 }

@@ -112,12 +112,18 @@ impl View {
         }
     }
 
-    /// A stream for `names` begins; where it may resume. A name that the view does not hold needs
-    /// its snapshot: then nothing can be skipped.
-    pub(super) fn begin(&mut self, names: &[ServiceName]) -> Option<Revision> {
+    /// A stream for `names` begins: where it may resume, and which of them the view holds nothing
+    /// of: those need their snapshots, the others only what has changed. `None`: all is to be told,
+    /// as nothing is known, or less than half.
+    pub(super) fn begin(&mut self, names: &[ServiceName]) -> Option<(Revision, Vec<ServiceName>)> {
         self.told = Some(HashSet::new());
-        let known = names.iter().all(|name| self.services.contains_key(name));
-        self.token.filter(|_| known)
+        let fresh = names
+            .iter()
+            .filter(|name| !self.services.contains_key(*name));
+        let fresh: Vec<_> = fresh.cloned().collect();
+        self.token
+            .filter(|_| fresh.len() * 2 <= names.len())
+            .map(|token| (token, fresh))
     }
 
     /// Nothing of what was heard can be built upon. What is shown stays shown.

@@ -185,17 +185,11 @@ impl Run {
     }
 
     async fn pause(&self, shared: &Shared) {
-        if (self.failures as usize) < self.servers.count {
-            tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
-            return;
-        }
-        // Every server has failed in turn: now there is reason to wait.
-        if !shared.stale.swap(true, Ordering::Relaxed) {
+        let all_failed = self.failures as usize >= self.servers.count;
+        if all_failed && !shared.stale.swap(true, Ordering::Relaxed) {
             tracing::warn!(servers = ?self.servers.all(), "no registry server answers, serving the last known endpoints");
         }
-        let ceiling =
-            MAX_PAUSE.min(Duration::from_millis(100).saturating_mul(1 << self.failures.min(5)));
-        tokio::time::sleep(ceiling.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        tokio::time::sleep(pause(self.failures, self.servers.count, fastrand::f64())).await;
     }
 
     /// Follows `names` at `server` until another service is wanted or the stream ends.
@@ -207,9 +201,11 @@ impl Run {
         heard: &mut bool,
         saver: &mut Saver,
     ) -> Result<Left, ClientError> {
-        let path = path(names, self.options.region_fallback);
+        let begin = self.view.lock().begin(names);
+        let fresh = begin.as_ref().map_or(&[][..], |(_, fresh)| fresh);
+        let path = path(names, fresh, self.options.region_fallback);
         let mut headers = vec![(http::header::ACCEPT, "text/event-stream".to_owned())];
-        if let Some(token) = self.view.lock().begin(names) {
+        if let Some((token, _)) = &begin {
             headers.push((HeaderName::from_static("last-event-id"), token.to_string()));
         }
         let mut http = Http::new(self.servers.connector.clone());
@@ -262,6 +258,17 @@ impl Run {
     }
 }
 
+/// How long to wait after so many failures in a row; `random` is in [0, 1). While there is a server
+/// that has not failed, as long as spreads the clients of the one that has; then there is reason to
+/// wait.
+fn pause(failures: u32, servers: usize, random: f64) -> Duration {
+    if (failures as usize) < servers {
+        return SPREAD.mul_f64(random);
+    }
+    let ceiling = MAX_PAUSE.min(Duration::from_millis(100).saturating_mul(1 << failures.min(5)));
+    ceiling.mul_f64(0.5 + random / 2.0)
+}
+
 /// The services that somebody looks at; the others are let go of.
 fn wanted(shared: &Shared) -> Vec<ServiceName> {
     let mut slots = shared.slots.lock();
@@ -271,12 +278,19 @@ fn wanted(shared: &Shared) -> Vec<ServiceName> {
     names
 }
 
-fn path(names: &[ServiceName], region_fallback: bool) -> String {
-    let mut query: Vec<String> = match names.len() {
-        // More than a query may name: then everything.
-        n if n > MAX_WATCHED => vec!["service=*".to_owned()],
-        _ => names.iter().map(|name| format!("service={name}")).collect(),
+/// Bytes of names in a request, so that its head fits everywhere: half of what our servers take.
+const MAX_NAMES: usize = 32 << 10;
+
+fn path(names: &[ServiceName], fresh: &[ServiceName], region_fallback: bool) -> String {
+    let bytes = |names: &[ServiceName]| names.iter().map(|n| n.as_str().len() + 9).sum::<usize>();
+    let too_many = names.len() > MAX_WATCHED || bytes(names) + bytes(fresh) > MAX_NAMES;
+    // More than a query may name: then everything.
+    let mut query: Vec<String> = if too_many {
+        vec!["service=*".to_owned()]
+    } else {
+        names.iter().map(|name| format!("service={name}")).collect()
     };
+    query.extend(fresh.iter().map(|name| format!("fresh={name}")));
     if region_fallback {
         query.push("region=any".to_owned());
     }
@@ -349,5 +363,55 @@ impl Drop for Saver {
         if let Some((_, task)) = &self.0 {
             task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_names_what_fits_and_else_everything() {
+        let names = |n: usize, long: usize| -> Vec<ServiceName> {
+            let name = |i: usize| format!("{i:0long$}").parse().expect("a name");
+            (0..n).map(name).collect()
+        };
+        let fresh = names(1, 3);
+        assert_eq!(
+            path(&names(2, 3), &fresh, true),
+            "/v1/watch?service=000&service=001&fresh=000&region=any"
+        );
+        for (name, n, long, all) in [
+            ("as many as may be named", 1_000, 10, false),
+            ("one more", 1_001, 10, true),
+            ("fewer and longer", 1_000, 60, true),
+        ] {
+            let path = path(&names(n, long), &[], false);
+            assert_eq!(path == "/v1/watch?service=*", all, "{name}");
+            assert!(path.len() < 48 << 10, "{name}: {}", path.len());
+        }
+    }
+
+    #[test]
+    fn servers_that_fail_are_tried_at_once_and_then_ever_more_slowly() {
+        for (failures, servers, least, most) in [
+            (1, 3, 0, 100),
+            (2, 3, 0, 100),
+            // Each has failed once.
+            (3, 3, 400, 800),
+            (4, 3, 800, 1_600),
+            (5, 3, 1_000, 2_000),
+            (u32::MAX, 3, 1_000, 2_000),
+            (1, 1, 100, 200),
+        ] {
+            for random in [0.0, 0.5, 0.999] {
+                let ms = pause(failures, servers, random).as_millis();
+                let name = format!("{failures} failures of {servers} servers, {random}: {ms}");
+                assert!((least..=most).contains(&ms), "{name}");
+            }
+        }
+        // They do not come back together.
+        assert_ne!(pause(1, 3, 0.1), pause(1, 3, 0.9));
+        assert_ne!(pause(9, 3, 0.1), pause(9, 3, 0.9));
     }
 }

@@ -12,7 +12,7 @@
 //! - A comment at least every [`HEARTBEAT`].
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -65,8 +65,19 @@ pub(super) async fn watch(
         Some(_) => return Err(Refusal::bad("region: allowed is any")),
     };
     let resume = pairs.one("resume")?;
+    let fresh = pairs.all("fresh");
+    if fresh.len() > MAX_WATCHED {
+        return Err(Refusal::bad(format!(
+            "{} services are fresh: at most {MAX_WATCHED}",
+            fresh.len()
+        )));
+    }
+    let fresh = fresh
+        .iter()
+        .map(|name| refusal::service(name))
+        .collect::<Result<HashSet<_>, _>>()?;
     let wait = Wait::parse(&mut pairs)?;
-    pairs.end("service, region, resume, wait, index")?;
+    pairs.end("service, fresh, region, resume, wait, index")?;
     let given = headers.get("last-event-id").map(|value| value.to_str());
     let token = match given {
         Some(Ok(text)) => Some(text.to_owned()),
@@ -91,7 +102,8 @@ pub(super) async fn watch(
     let place = Arc::clone(&api.watches)
         .try_acquire_owned()
         .map_err(|_| Refusal::full("watches", api.limits.watches))?;
-    let watch = Watch::new(api, names, regions, resume, (slot, place));
+    let begin = Begin { resume, fresh };
+    let watch = Watch::new(api, names, regions, begin, (slot, place));
     let stopped = Arc::clone(&watch.api);
     let events = stream::unfold(watch, |mut watch| async {
         let bytes = watch.next().await?;
@@ -105,6 +117,14 @@ pub(super) async fn watch(
         (header::CACHE_CONTROL, "no-cache"),
     ];
     Ok((headers, Body::from_stream(events)).into_response())
+}
+
+/// What the client has already.
+struct Begin {
+    /// All that happened up to here …
+    resume: Option<Revision>,
+    /// … but for what concerns these, which it watches for the first time.
+    fresh: HashSet<ServiceName>,
 }
 
 /// The services named, each once; `None` is every service.
@@ -183,7 +203,7 @@ impl Watch {
         api: Arc<Api>,
         names: Option<Vec<ServiceName>>,
         regions: bool,
-        resume: Option<Revision>,
+        begin: Begin,
         place: (WatchSlot, OwnedSemaphorePermit),
     ) -> Self {
         // First the changes, then what they change: none falls between.
@@ -197,7 +217,8 @@ impl Watch {
         };
         let catalogue = api.shared.catalogue();
         let now = catalogue.revision();
-        let resume = resume
+        let resume = begin
+            .resume
             .filter(|token| token.epoch == now.epoch && token.counter <= now.counter)
             .map(|token| token.counter);
         let mut watch = Self {
@@ -214,12 +235,12 @@ impl Watch {
             beat: Instant::now(),
             _place: place,
         };
-        watch.tell(&catalogue, resume);
+        watch.tell(&catalogue, resume, &begin.fresh);
         watch
     }
 
-    /// Begins to tell what has changed since `after`, or everything.
-    fn tell(&mut self, catalogue: &Catalogue, after: Option<u64>) {
+    /// Begins to tell what has changed since `after`, and all of what is `fresh`; or everything.
+    fn tell(&mut self, catalogue: &Catalogue, after: Option<u64>, fresh: &HashSet<ServiceName>) {
         let names = match &self.names {
             Some(names) => names.clone(),
             None => match after {
@@ -228,8 +249,10 @@ impl Watch {
                 None => catalogue.names(),
             },
         };
-        let changed =
-            |name: &ServiceName| after.is_none_or(|counter| catalogue.changed_since(name, counter));
+        let changed = |name: &ServiceName| {
+            let is_news = |counter| catalogue.changed_since(name, counter) || fresh.contains(name);
+            after.is_none_or(is_news)
+        };
         self.telling = Some(Telling {
             left: names.into_iter().filter(changed).collect(),
             full: after.is_none(),
@@ -257,7 +280,7 @@ impl Watch {
                 // Too slow: what is true now instead of what happened.
                 Ok(Err(())) => {
                     let catalogue = self.api.shared.catalogue();
-                    self.tell(&catalogue, Some(self.seen));
+                    self.tell(&catalogue, Some(self.seen), &HashSet::new());
                     return self.tell_on();
                 }
                 // The next round is on time.
@@ -298,6 +321,7 @@ impl Watch {
         }
         while let Some(name) = telling.left.pop_front() {
             write(&mut text, "snapshot", &catalogue.service(&name));
+            self.api.shared.hub.told(1);
             self.told.insert(name, now.counter);
             if text.len() >= CHUNK {
                 self.told_to = self.told_to.max(now.counter);
