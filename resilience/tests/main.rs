@@ -4,4 +4,5 @@
     reason = "tests pick an instant to start from"
 )]
 
+mod allocations;
 mod cases;

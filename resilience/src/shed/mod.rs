@@ -122,11 +122,13 @@ struct Core {
 }
 
 /// What the last window left behind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Control {
     refused: u64,
     /// Requests waited and none began.
     stalled: bool,
+    /// Who came, by level; kept, so that the end of a window allocates nothing.
+    came: Box<[u32]>,
 }
 
 /// A shedder. Clones share one cursor.
@@ -177,7 +179,11 @@ impl Shedder {
             samples: AtomicU32::new(config.samples),
             refused: AtomicU64::new(0),
             overloaded: AtomicU64::new(0),
-            control: Mutex::new(Control::default()),
+            control: Mutex::new(Control {
+                refused: 0,
+                stalled: false,
+                came: vec![0; LEVELS].into(),
+            }),
             config: ArcSwap::from_pointee(config),
         })))
     }
@@ -285,8 +291,8 @@ impl Core {
         let waits = self.waits.swap(0, Ordering::Relaxed);
         let (count, sum) = (waits >> COUNT_SHIFT, waits & SUM);
         let gone = u64::from(self.gone.swap(0, Ordering::Relaxed));
-        let came = self.take_levels();
-        let all: u64 = came.iter().map(|n| u64::from(*n)).sum();
+        self.take_levels(&mut control.came);
+        let all: u64 = control.came.iter().map(|n| u64::from(*n)).sum();
         let refused = self.refused.load(Ordering::Relaxed);
         let admitted = all.saturating_sub(refused - control.refused);
         control.refused = refused;
@@ -304,17 +310,18 @@ impl Core {
             // At least one more: a share of nothing would be nothing for ever.
             admitted as f64 + (all as f64 * config.increase.fraction()).max(1.0)
         };
-        let cursor = Cursor::letting(next, &came);
+        let cursor = Cursor::letting(next, &control.came);
         self.cursor.store(cursor.0, Ordering::Relaxed);
     }
 
     /// Who came, by level; the next window begins with nobody.
-    fn take_levels(&self) -> Vec<u32> {
-        let take = |level: &AtomicU32| match level.load(Ordering::Relaxed) {
-            0 => 0,
-            _ => level.swap(0, Ordering::Relaxed),
-        };
-        self.levels.iter().map(take).collect()
+    fn take_levels(&self, came: &mut [u32]) {
+        for (came, level) in came.iter_mut().zip(&self.levels) {
+            *came = match level.load(Ordering::Relaxed) {
+                0 => 0,
+                _ => level.swap(0, Ordering::Relaxed),
+            };
+        }
     }
 }
 
