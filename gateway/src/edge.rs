@@ -70,18 +70,12 @@ impl ServerApp for Edge {
             .iter()
             .any(|network| network.contains(peer.ip()));
         let client = Client::new(peer, trusted, "http");
-        let connection = serve_connection(
-            *stream,
-            Arc::clone(&self.worker),
-            door,
-            client,
-            shutdown.clone(),
-        );
+        let (worker, leaving) = (Arc::clone(&self.worker), shutdown.clone());
         let under_way = self.drain.enter();
         // A task of its own: Pingora's holds the state of a handshake for as long as it lives.
         tokio::spawn(async move {
-            connection.await;
-            drop((seat, under_way));
+            let _until_it_ends = (seat, under_way);
+            serve_connection(*stream, worker, door, client, leaving).await;
         });
         None
     }

@@ -106,17 +106,12 @@ impl<D: Door> Port<D> {
         }
         let near = |network: &Cidr| network.contains(peer.ip());
         let trusted = self.trust_all || self.trusted.iter().any(near);
-        let connection = serve_connection(
-            stream,
-            Arc::clone(worker),
-            Arc::clone(&self.door),
-            Client::new(peer, trusted, "http"),
-            self.leaving.subscribe(),
-        );
-        let under_way = self.drain.enter();
+        let client = Client::new(peer, trusted, "http");
+        let (worker, door) = (Arc::clone(worker), Arc::clone(&self.door));
+        let (leaving, under_way) = (self.leaving.subscribe(), self.drain.enter());
         tokio::spawn(async move {
-            connection.await;
-            drop(under_way);
+            let _until_it_ends = under_way;
+            serve_connection(stream, worker, door, client, leaving).await;
         });
     }
 }

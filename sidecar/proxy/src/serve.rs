@@ -65,7 +65,8 @@ pub async fn serve_connection<IO, D>(
         tunnel: Mutex::new(None),
     });
     let result = if is_http2 {
-        serve_http2(io, &connection, leaving).await
+        // Boxed: it is twice the other's size, and every idle connection would pay for it.
+        Box::pin(serve_http2(io, &connection, leaving)).await
     } else {
         serve_http1(io, &connection, leaving).await
     };
@@ -111,11 +112,9 @@ where
         .max_headers(limits.fields)
         .max_header_size(limits.head)
         .max_buf_size(limits.head.max(32 << 10));
-    let http = builder
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
+    let http = builder.serve_connection(TokioIo::new(io), service);
     drive(
-        http,
+        pin!(http.with_upgrades()),
         http1::UpgradeableConnection::graceful_shutdown,
         Some(connection.door.rules().header_timeout),
         connection,
@@ -152,7 +151,7 @@ where
         .keep_alive_timeout(Duration::from_secs(20));
     let http = builder.serve_connection(TokioIo::new(io), service);
     drive(
-        http,
+        pin!(http),
         http2::Connection::graceful_shutdown,
         None,
         connection,
@@ -163,7 +162,7 @@ where
 
 /// Lets a connection go on until it ends, its time is up, or the process leaves.
 async fn drive<C, D>(
-    http: C,
+    mut http: Pin<&mut C>,
     finish: impl Fn(Pin<&mut C>),
     head: Option<Duration>,
     connection: &Connection<D>,
@@ -173,7 +172,6 @@ where
     C: Future<Output = hyper::Result<()>>,
     D: Door,
 {
-    let mut http = pin!(http);
     let mut finishing = false;
     let mut glances = tokio::time::interval(GLANCE);
     loop {
@@ -241,6 +239,20 @@ struct Rewound<IO> {
     clock: Arc<Clock>,
 }
 
+impl<IO> Rewound<IO> {
+    /// Puts what was read already into `buf`; whether there was anything.
+    ///
+    /// The caller reads on at once: given a few bytes first, hyper would take them for a head that
+    /// comes in pieces, and double its buffer for as long as the connection lives.
+    fn again(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let waiting = self.start.get(self.at..self.have).unwrap_or_default();
+        let n = waiting.len().min(buf.remaining());
+        buf.put_slice(waiting.get(..n).unwrap_or_default());
+        self.at += n;
+        n > 0
+    }
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -248,11 +260,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.at < this.have {
-            let waiting = this.start.get(this.at..this.have).unwrap_or_default();
-            let n = waiting.len().min(buf.remaining());
-            buf.put_slice(waiting.get(..n).unwrap_or_default());
-            this.at += n;
+        let again = this.again(buf);
+        if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -260,7 +269,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
         if buf.filled().len() > before {
             this.clock.heard();
         }
-        polled
+        // An error or an end that comes now comes again when it is asked for next.
+        if again { Poll::Ready(Ok(())) } else { polled }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use http::{Response, request::Parts};
+use http::{Request, Response, request::Parts};
 use tokio::time::Instant;
 
 use super::{
@@ -108,6 +108,20 @@ fn cookie<'a>(all: &'a [u8], name: &str) -> Option<&'a [u8]> {
         let value = pair.strip_prefix(name.as_bytes())?;
         value.strip_prefix(b"=")
     })
+}
+
+/// The head for a try that may not be the last. Extensions stay behind: a connection's upgrade can
+/// be handed on only once, with the try that keeps the head itself.
+pub(super) fn copy(head: &Parts) -> Parts {
+    let (mut copy, ()) = Request::new(()).into_parts();
+    copy.method = head.method.clone();
+    copy.uri = head.uri.clone();
+    copy.version = head.version;
+    copy.headers = head.headers.clone();
+    if let Some(hash) = head.extensions.get::<HashKey>() {
+        copy.extensions.insert(*hash);
+    }
+    copy
 }
 
 /// What a try's result means.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     Answer, Attempt, Hook, RequestTimeout, Stack,
-    attempt::{Time, judge},
+    attempt::{Time, copy, judge},
     held::{Admitted, Paid},
     plan::Plan,
     race::Start,
@@ -282,18 +282,4 @@ fn total_deadline<B>(
         Some(left) => Ok(now.checked_add(left)),
         None => Ok(None),
     }
-}
-
-/// The head for a try that may not be the last. Extensions stay behind: a connection's upgrade can
-/// be handed on only once, with the try that keeps the head itself.
-pub(super) fn copy(head: &Parts) -> Parts {
-    let (mut copy, ()) = Request::new(()).into_parts();
-    copy.method = head.method.clone();
-    copy.uri = head.uri.clone();
-    copy.version = head.version;
-    copy.headers = head.headers.clone();
-    if let Some(hash) = head.extensions.get::<super::HashKey>() {
-        copy.extensions.insert(*hash);
-    }
-    copy
 }

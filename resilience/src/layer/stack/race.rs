@@ -17,8 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     Attempt, Hook, Stack,
-    attempt::{Time, judge},
-    call::copy,
+    attempt::{Time, copy, judge},
     held::Admitted,
     plan::Plan,
     send::{Sent, send},
