@@ -6,3 +6,4 @@
 
 mod allocations;
 mod cases;
+mod document;
