@@ -2,10 +2,12 @@
 //! default is one.
 
 use selvedge_resilience::{
-    TrafficPolicy, bulkhead::BulkheadConfig, fallback::FallbackConfig, fault::FaultConfig,
+    TrafficPolicy, adaptive::AdaptiveConfig, breaker::BreakerConfig, bulkhead::BulkheadConfig,
+    fallback::FallbackConfig, fault::FaultConfig, hedge::HedgeConfig, retry::RetryConfig,
+    throttle::ThrottleConfig,
 };
 
-const SHIPPED: &str = include_str!("../../deploy/config/policy.toml");
+const SHIPPED: &str = include_str!("../../../deploy/config/policy.toml");
 
 fn parse(text: &str) -> TrafficPolicy {
     let policy: TrafficPolicy = toml::from_str(text).unwrap_or_else(|e| panic!("{text}\n{e}"));
@@ -27,12 +29,12 @@ fn what_is_written_are_the_defaults() {
         .bulkhead
         .expect("written");
     let expected = TrafficPolicy {
-        retry: Some(Default::default()),
-        hedge: Some(Default::default()),
-        throttle: Some(Default::default()),
-        breaker: Some(Default::default()),
+        retry: Some(RetryConfig::default()),
+        hedge: Some(HedgeConfig::default()),
+        throttle: Some(ThrottleConfig::default()),
+        breaker: Some(BreakerConfig::default()),
         bulkhead: Some(queue),
-        concurrency: Some(Default::default()),
+        concurrency: Some(AdaptiveConfig::default()),
         fault: Some(FaultConfig::default()),
         fallback: Some(FallbackConfig::default()),
         inbound: parse("inbound = { shed = {}, rate_limit = { rate = \"100/s\" } }").inbound,
