@@ -1,6 +1,6 @@
 //! Policies that keep a service answering while the ones it calls do not.
 //!
-//! Every call over a network fails in one of a few ways, and each way has its answer:
+//! Every call over a network fails in one of a few ways, and each way has its answer. Calling others:
 //!
 //! | what goes wrong | what helps | here |
 //! |---|---|---|
@@ -11,18 +11,23 @@
 //! | one method, tenant or key of many is bad | a core for each key | [`keyed`] |
 //! | one endpoint of many is bad | balancing by cost, outlier ejection | [`balance`] |
 //! | the callee refuses most of what it is asked | asking less | [`throttle`] |
-//! | more is asked than can be done | rate limit; shedding what matters least | [`rate_limit`], [`shed`] |
-//! | nobody knows how much can be done | a limit that finds itself | [`adaptive`] |
+//! | a worse answer would do | fallback | [`fallback`] |
+//! | nobody knows whether any of this works | faults on purpose | [`fault`] |
+//!
+//! Being called:
+//!
+//! | what goes wrong | what helps | here |
+//! |---|---|---|
+//! | one caller asks for more than its share | a rate for each caller | [`rate_limit`] |
+//! | more is asked than can be done | shedding what matters least | [`shed`] |
+//! | too much is under way at once | bulkhead with a short queue | [`bulkhead`] |
+//! | nobody knows how much is too much | a limit that finds itself | [`adaptive`] |
 //! | nobody waits for the answer any more | a deadline that travels, refusal on arrival | [`context::deadline`], [`expired`] |
-//! | nobody knows where the time went | a trace that travels | [`context::trace`] |
+//! | all of these | one document, one layer | [`inbound`], [`InboundLayer`] |
 //!
-//! # Cores and layers
+//! Both: nobody knows where the time went → a trace that travels, [`context::trace`].
 //!
-//! Each policy is a *core*: it takes `now`, decides, and hands out a permit; it never sleeps,
-//! spawns, logs or reads a clock. Dropping a permit means that the call was cancelled. The module
-//! [`layer`] carries the decisions out as Tower layers, and [`layer::Stack`] puts all of them in
-//! front of one destination in the order that works. The Selvedge gateway and sidecar run this very
-//! code, from the same [`TrafficPolicy`] document.
+//! # Calling others
 //!
 //! ```
 //! # use std::{convert::Infallible, time::Duration};
@@ -51,19 +56,82 @@
 //! # }
 //! ```
 //!
-//! # The order, and the traps
+//! # Being called
 //!
-//! total deadline → retry → *each try:* breaker → bulkhead → rate limit → balancer → per-try
-//! timeout → transport.
+//! ```
+//! use axum::{Router, routing::get};
+//! use selvedge_resilience::{TrafficPolicy, layer::{Inbound, InboundLayer}};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let policy: TrafficPolicy = toml::from_str(r#"
+//!     [inbound]
+//!     shed       = { target = "20ms" }                       # batch first, critical last
+//!     rate_limit = { rate = "100/s", by = { header = "x-api-key" } }
+//!     bulkhead   = { max = 200, queue = { max = 50, wait = "100ms" } }
+//! "#)?;
+//! let inbound = Inbound::new(policy.inbound)?;               // keep it to reconfigure it later
+//! let app: Router = Router::new()
+//!     .route("/orders", get(async || "[]"))
+//!     .layer(InboundLayer::new(inbound));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Whoever is refused gets 429 or 503 with a problem document, `Retry-After` and `RateLimit` fields.
+//! Single policies are layers too: see [`layer`].
+//!
+//! # The order
+//!
+//! ```text
+//! calling:    fallback → total deadline → retry and hedge on one budget
+//!               → each try: throttle → breaker → bulkhead, adaptive limit → rate limit
+//!                           → balancer + outlier → per-try timeout → fault → transport
+//! being called: shed → reject expired → rate limit → bulkhead → adaptive limit → handler
+//! ```
 //!
 //! - Retry *outside* the breaker: every try counts, and an open circuit ends the retries at once.
 //!   The other way round, a breaker sees three failures as one and opens three times too late.
 //! - The per-try timeout *inside* the breaker: otherwise a hang is a cancellation, and the circuit
 //!   never learns of it.
 //! - The total deadline *outside* retry: otherwise waiting between tries is bounded by nothing.
-//! - A budget, not only an attempt count: three tries over three tiers are twenty-seven calls.
-//! - A call ends with its *body*: a permit given back at the headers limits nothing for a service
-//!   that streams.
+//! - The balancer *inside* retry: the next try goes elsewhere. The breaker is for the service, the
+//!   outlier ejection for one endpoint of it; neither can do the other's work.
+//! - Faults innermost, fallback outermost: a fault must pass everything that is to be tested with it,
+//!   and a fallback must see everything that can fail.
+//! - Shedding first: it is cheapest, and looks at the wait of all that follows.
+//!
+//! # The traps
+//!
+//! - **Retries multiply.** Three tries over three tiers are twenty-seven calls. An attempt count
+//!   bounds one call; only a budget bounds the sum. Retry at one tier, the lowest that can still
+//!   choose another endpoint, and let the others pass the failure on.
+//! - **A retry may act twice.** Only what is idempotent is tried again unless it was never sent. The
+//!   same holds for hedges, which *always* send twice.
+//! - **A client that gives up early makes work, not time.** If the caller's timeout is shorter than the
+//!   callee's, the callee works for nobody. Let deadlines travel; refuse what has expired on arrival.
+//! - **Timeouts above the 99th percentile, not at the mean.** A timeout that one call in ten meets is a
+//!   retry storm with a fuse.
+//! - **A breaker before a fan-out** opens for all shards because one is down: give each its own
+//!   ([`keyed`]), and let outlier ejection deal with endpoints.
+//! - **A bulkhead's size is Little's law**: calls a second × seconds a call. Twice that is comfort; ten
+//!   times that is no bulkhead. Its queue costs latency for everybody in it: make it short and bounded
+//!   in time. Where the numbers drift, let an adaptive limit find them.
+//! - **A rate limit per process is no limit of a service**: two instances let twice as much through. It
+//!   protects the process; quotas of customers need a count that all share.
+//! - **A call ends with its body.** A permit given back at the headers limits nothing for a service
+//!   that streams. All layers here hold theirs to the last byte.
+//! - **A fallback that nobody sees is an outage that nobody sees.** Answers are marked, and counted.
+//! - **Failing fast is not free**: callers that get an error in a millisecond ask again in a
+//!   millisecond. Refusals carry `Retry-After`, and [`throttle`] makes a client obey what it feels.
+//!
+//! # Cores and layers
+//!
+//! Each policy is a *core*: it takes `now`, decides, and hands out a permit; it never sleeps,
+//! spawns, logs or reads a clock. Dropping a permit means that the call was cancelled. The module
+//! [`layer`] carries the decisions out as Tower layers, and [`layer::Stack`] puts all of them in
+//! front of one destination in the order that works. The Selvedge gateway and sidecar run this very
+//! code, from the same [`TrafficPolicy`] document. `deploy/config/policy.toml` in the repository has
+//! every key of it.
 //!
 //! # Features
 //! - `tower` (default): the module [`layer`].
@@ -72,6 +140,7 @@
 //! # What is not promised
 //! State is per process: two gateways have two circuits. Nothing here speaks to a network.
 //!
+//! [`InboundLayer`]: layer::InboundLayer
 //! [`TimeoutLayer`]: layer::TimeoutLayer
 #![cfg_attr(
     test,
