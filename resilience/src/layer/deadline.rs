@@ -4,7 +4,6 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::SystemTime,
 };
 
 use http::{Request, Response};
@@ -12,7 +11,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{ArrivedAt, Error};
+use super::{ArrivedAt, Error, wall_for};
 use crate::{
     context::{Deadline, deadline},
     expired::ExpiredFilter,
@@ -71,7 +70,10 @@ where
         let known = extensions.get::<Deadline>().copied();
         let deadline = known.or_else(|| {
             let arrived = extensions.get::<ArrivedAt>().map_or(now, |at| at.0);
-            let left = deadline::extract_at(request.headers(), SystemTime::now())?;
+            let left = {
+                let wall = wall_for(request.headers(), &deadline::FINAGLE);
+                deadline::extract_at(request.headers(), wall)?
+            };
             Deadline::after(arrived, left)
         });
         match self.filter.admit(deadline, now) {

@@ -98,8 +98,15 @@ impl<G: Completes> CallGuard<G> {
 
     /// Ends the call. Later ends change nothing.
     pub fn complete(&mut self, outcome: Outcome, retry_after: Option<Duration>) {
+        if self.0.is_some() {
+            self.complete_at(outcome, tokio::time::Instant::now().into_std(), retry_after);
+        }
+    }
+
+    /// The same, where the time is known already: reading the clock costs as much as a policy.
+    pub fn complete_at(&mut self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
         if let Some(held) = self.0.take() {
-            held.complete(outcome, tokio::time::Instant::now().into_std(), retry_after);
+            held.complete(outcome, now, retry_after);
         }
     }
 }

@@ -50,7 +50,9 @@ mod throttle;
 mod timeout;
 mod transport;
 
-use std::fmt;
+use std::{fmt, time::SystemTime};
+
+use http::{HeaderMap, HeaderName};
 
 use self::slot::Patience;
 pub use self::{
@@ -89,6 +91,16 @@ pub use self::{
     transport::{ServiceTransport, Transport, TransportError},
 };
 use crate::outcome::Rejected;
+
+/// The wall clock, if `headers` have the one that may hold a date; any time otherwise. It costs as
+/// much as a policy does, and hardly an answer asks for it.
+fn wall_for(headers: &HeaderMap, name: &HeaderName) -> SystemTime {
+    if headers.contains_key(name) {
+        SystemTime::now()
+    } else {
+        SystemTime::UNIX_EPOCH
+    }
+}
 
 /// Any error that crosses threads.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

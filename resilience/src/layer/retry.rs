@@ -24,12 +24,12 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response, request::Parts};
+use http::{Request, Response, header::RETRY_AFTER, request::Parts};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
@@ -38,7 +38,7 @@ use tower_service::Service;
 
 use super::{
     BoxError, CallGuard, Completes, Error, GuardedBody, PeekedBody, ReplayBody, TransportError,
-    peek::First, replay::Replay,
+    peek::First, replay::Replay, wall_for,
 };
 use crate::{
     classify,
@@ -550,7 +550,7 @@ where
                         let judgement = call.config.judge_head(
                             response.status(),
                             response.headers(),
-                            SystemTime::now(),
+                            wall_for(response.headers(), &RETRY_AFTER),
                         );
                         let peek = call.should_peek(&response);
                         let response = response.map(PeekedBody::new);

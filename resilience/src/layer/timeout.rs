@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{BoxError, CallGuard, Error, GuardedBody};
+use super::{BoxError, CallGuard, Error, GuardedBody, wall_for};
 use crate::{
     context::{Deadline, deadline},
     outcome::{Outcome, Policy, Reason, Rejected},
@@ -72,7 +72,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let (now, wall) = (Instant::now(), SystemTime::now());
+        let now = Instant::now();
+        let wall = wall_for(request.headers(), &deadline::FINAGLE);
         let caller = match request.extensions().get::<Deadline>() {
             Some(deadline) => Some(deadline.left(now.into_std())),
             None => deadline::extract_at(request.headers(), wall),
@@ -95,7 +96,7 @@ where
         }
         TimeoutFuture {
             inner: Some(self.inner.call(request)),
-            sleep: deadline.map(tokio::time::sleep_until),
+            sleep: None,
             deadline,
             refused: Reason::Elapsed,
         }
@@ -108,6 +109,7 @@ pin_project! {
     pub struct TimeoutFuture<F> {
         #[pin]
         inner: Option<F>,
+        // Only for an answer that keeps us waiting.
         #[pin]
         sleep: Option<Sleep>,
         deadline: Option<Instant>,
@@ -133,9 +135,13 @@ where
                     })
                 }));
             }
-            let Some(sleep) = this.sleep.as_pin_mut() else {
+            let Some(deadline) = *this.deadline else {
                 return Poll::Pending;
             };
+            if this.sleep.is_none() {
+                this.sleep.set(Some(tokio::time::sleep_until(deadline)));
+            }
+            let sleep = this.sleep.as_pin_mut().expect("set above");
             ready!(sleep.poll(cx));
             // What it holds further in is free before the caller knows.
             this.inner.set(None);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     clock::{Tick, nanos},
     config::Rate,
-    sync::{AtomicU64, Ordering},
+    sync::{AtomicU32, AtomicU64, Ordering},
 };
 
 /// A rate in the words of GCRA.
@@ -15,8 +15,8 @@ pub(super) struct Quota {
     pub(super) interval: u64,
     /// How far ahead of its time a cell may come: *τ* = `interval × (burst − 1)`.
     pub(super) tolerance: u64,
-    pub(super) rate: Rate,
-    /// Counts the changes of the quota, so that a call which began under an old one is noticed.
+    pub(super) burst: u32,
+    /// Grows with each change of the quota, so that a call which began under an old one is noticed.
     pub(super) generation: u64,
 }
 
@@ -27,13 +27,9 @@ impl Quota {
         Self {
             interval,
             tolerance: interval.saturating_mul(u64::from(burst) - 1),
-            rate: Rate { burst, ..rate },
+            burst,
             generation,
         }
-    }
-
-    pub(super) fn burst(&self) -> u32 {
-        self.rate.burst
     }
 
     /// The latest arrival time that a call at `now` can leave behind.
@@ -41,6 +37,56 @@ impl Quota {
         now.0
             .saturating_add(self.tolerance)
             .saturating_add(self.interval)
+    }
+}
+
+/// The quota in force, for every call to read without a lock or a write.
+///
+/// The generation is odd while the words around it are being written: whoever reads the same even
+/// one before and after them has read one quota. Writers take turns (their lock is elsewhere).
+#[derive(Debug)]
+pub(super) struct Published {
+    generation: AtomicU64,
+    interval: AtomicU64,
+    tolerance: AtomicU64,
+    burst: AtomicU32,
+}
+
+impl Published {
+    pub(super) fn new(quota: &Quota) -> Self {
+        Self {
+            generation: AtomicU64::new(quota.generation),
+            interval: AtomicU64::new(quota.interval),
+            tolerance: AtomicU64::new(quota.tolerance),
+            burst: AtomicU32::new(quota.burst),
+        }
+    }
+
+    /// The quota; `None` while it is being changed.
+    pub(super) fn read(&self) -> Option<Quota> {
+        let generation = self.generation.load(Ordering::Acquire);
+        // Acquired: whoever reads a new word sees that the generation is no longer this one.
+        let quota = Quota {
+            interval: self.interval.load(Ordering::Acquire),
+            tolerance: self.tolerance.load(Ordering::Acquire),
+            burst: self.burst.load(Ordering::Acquire),
+            generation,
+        };
+        (generation.is_multiple_of(2) && self.generation() == generation).then_some(quota)
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// One writer at a time; `quota.generation` is the next even one.
+    pub(super) fn write(&self, quota: &Quota) {
+        self.generation
+            .store(quota.generation - 1, Ordering::Relaxed);
+        self.interval.store(quota.interval, Ordering::Release);
+        self.tolerance.store(quota.tolerance, Ordering::Release);
+        self.burst.store(quota.burst, Ordering::Release);
+        self.generation.store(quota.generation, Ordering::Release);
     }
 }
 

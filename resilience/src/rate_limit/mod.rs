@@ -38,35 +38,43 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use self::gcra::{Quota, Taken, Word};
+use self::gcra::{Published, Quota, Taken, Word};
 pub use self::keyed::{KeyedRateLimit, KeyedRateLimitConfig};
 use crate::{
     clock::Tick,
     config::Rate,
     outcome::{Policy, Reason, Rejected},
-    sync::{AtomicU64, Ordering},
+    sync::{AtomicU64, Mutex, Ordering},
 };
 
-/// The quota in force, and when it was changed.
+/// The quota in force.
 #[derive(Debug)]
 struct LiveQuota {
-    quota: ArcSwap<Quota>,
-    generation: AtomicU64,
+    quota: Published,
+    /// The same as it was written, and for who finds it just being changed.
+    rate: ArcSwap<(Quota, Rate)>,
+    changing: Mutex<()>,
     rejected: AtomicU64,
 }
 
 impl LiveQuota {
     fn new(rate: Rate) -> Self {
+        let quota = Quota::new(rate, 0);
         Self {
-            quota: ArcSwap::from_pointee(Quota::new(rate, 0)),
-            generation: AtomicU64::new(0),
+            quota: Published::new(&quota),
+            rate: ArcSwap::from_pointee((quota, rate)),
+            changing: Mutex::new(()),
             rejected: AtomicU64::new(0),
         }
     }
 
+    fn quota(&self) -> Quota {
+        self.quota.read().unwrap_or_else(|| self.rate.load().0)
+    }
+
     fn take(&self, word: &Word, cells: u32, now: Instant) -> Result<Grant, Rejected> {
-        let (quota, now) = (**self.quota.load(), Tick::at(now));
-        if cells > quota.burst() {
+        let (quota, now) = (self.quota(), Tick::at(now));
+        if cells > quota.burst {
             return Err(self.refuse(Rejected::new(
                 Policy::RateLimit,
                 Reason::InsufficientCapacity,
@@ -76,8 +84,8 @@ impl LiveQuota {
             Ok(taken) => {
                 // The quota may have changed under the call: the step it took may be far longer
                 // than any that the new quota takes, and would lock callers out for that long.
-                if self.generation.load(Ordering::Acquire) != quota.generation {
-                    word.cap(&self.quota.load(), now);
+                if self.quota.generation() != quota.generation {
+                    word.cap(&self.rate.load().0, now);
                 }
                 Ok(Grant(taken))
             }
@@ -95,20 +103,24 @@ impl LiveQuota {
 
     /// Publishes a new quota; the words under it are to be capped *after* this.
     fn change(&self, rate: Rate) -> Quota {
-        let old = self.quota.rcu(|old| Quota::new(rate, old.generation + 1));
-        let quota = Quota::new(rate, old.generation + 1);
-        self.generation
-            .fetch_max(quota.generation, Ordering::AcqRel);
+        let _one_at_a_time = self.changing.lock();
+        // Even: odd is "being changed".
+        let quota = Quota::new(rate, self.rate.load().0.generation + 2);
+        self.rate.store(Arc::new((quota, rate)));
+        self.quota.write(&quota);
         quota
     }
 
     fn status(&self, word: &Word, now: Instant) -> Status {
-        let quota = self.quota.load();
+        let (quota, rate) = **self.rate.load();
         let ahead = word.ahead(Tick::at(now));
         let used = u32::try_from(ahead.div_ceil(quota.interval)).unwrap_or(u32::MAX);
         Status {
-            rate: quota.rate,
-            remaining: quota.burst().saturating_sub(used),
+            rate: Rate {
+                burst: quota.burst,
+                ..rate
+            },
+            remaining: quota.burst.saturating_sub(used),
             reset: Duration::from_nanos(ahead),
         }
     }

@@ -52,6 +52,22 @@ fn a_refund_makes_room_for_exactly_one() {
 }
 
 #[test]
+fn a_quota_is_read_as_a_whole_or_not_at_all() {
+    loom::model(|| {
+        let [old, new] = [Quota::new(rate(1, 1, 1), 0), Quota::new(rate(9, 7, 5), 2)];
+        let quota = Arc::new(Published::new(&old));
+        let writer = {
+            let quota = Arc::clone(&quota);
+            thread::spawn(move || quota.write(&new))
+        };
+        let seen = quota.read();
+        assert!(seen.is_none_or(|seen| seen == old || seen == new));
+        writer.join().expect("writer");
+        assert_eq!(quota.read(), Some(new));
+    });
+}
+
+#[test]
 fn a_call_under_the_old_quota_leaves_no_debt_that_the_new_one_cannot_make() {
     loom::model(|| {
         let live = Arc::new(LiveQuota::new(rate(1, 3600, 1)));

@@ -1,8 +1,6 @@
 //! One try: what it must pass, and what its result means.
 
-use std::time::SystemTime;
-
-use http::{Request, Response, request::Parts};
+use http::{Request, Response, header::RETRY_AFTER, request::Parts};
 use tokio::time::Instant;
 
 use super::{
@@ -14,7 +12,7 @@ use super::{
 use crate::{
     balance::{HashOn, Key, PickContext, stable_hash},
     classify::{self, outcome_of_head},
-    layer::{Error, Patience, TransportError, slot::slot},
+    layer::{Error, Patience, TransportError, slot::slot, wall_for},
     outcome::{FailureClass, Outcome, Policy, Rejected},
     retry::{Judgement, RetryConfig},
 };
@@ -130,18 +128,17 @@ pub(super) fn judge<RB, E: TransportError>(
     retry: Option<&RetryConfig>,
 ) -> Judgement {
     match (result, retry) {
-        (Ok(response), Some(retry)) => {
-            retry.judge_head(response.status(), response.headers(), SystemTime::now())
+        (Ok(response), retry) => {
+            let (status, headers) = (response.status(), response.headers());
+            let wall = wall_for(headers, &RETRY_AFTER);
+            match retry {
+                Some(retry) => retry.judge_head(status, headers, wall),
+                None => Judgement {
+                    after: classify::retry_after(status, headers, wall, RETRY_AFTER_MAX),
+                    ..Judgement::last(outcome_of_head(status, headers))
+                },
+            }
         }
-        (Ok(response), None) => Judgement {
-            after: classify::retry_after(
-                response.status(),
-                response.headers(),
-                SystemTime::now(),
-                RETRY_AFTER_MAX,
-            ),
-            ..Judgement::last(outcome_of_head(response.status(), response.headers()))
-        },
         (Err(Error::Service(error)), _) if error.is_callers_fault() => {
             Judgement::last(Outcome::Cancelled)
         }

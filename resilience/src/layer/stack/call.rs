@@ -77,7 +77,18 @@ impl<K: Key> Stack<K> {
     {
         loop {
             let race = way.retries.race(way.time);
-            let (mut call, request) = self.enter(plan, way, race.is_some(), hook).await?;
+            let (head, body) = way.prepare(race.is_some());
+            let (failed, time) = (&way.failed, &mut way.time);
+            let admitted = self.admit(plan, &head, failed, time, Patience::Queue);
+            let mut call = match admitted.await {
+                Ok(call) => call,
+                Err(rejected) => {
+                    // Nothing was sent: it costs nothing, and asking again at once is no use.
+                    way.retries.forgive();
+                    return Err(rejected.into());
+                }
+            };
+            let request = way.depart(&call, head, body, hook);
             let (result, judgement);
             if let (Some(race), Some(logical)) = (race, &way.retries.logical) {
                 let start = Start {
@@ -106,52 +117,16 @@ impl<K: Key> Stack<K> {
             }
             let Some(wait) = way.next(&judgement, self) else {
                 let paid = way.retries.take_paid();
-                return finish(call, result, judgement, way.time.deadline, paid);
+                return finish(call, result, judgement, way.time, paid);
             };
             way.failed.push(call.key().clone());
-            call.end(judgement);
+            call.end(judgement, way.time.now);
             drop(result);
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
                 way.time.now = Instant::now();
             }
         }
-    }
-
-    /// The next try, let through by every policy, with its request. `race`: hedges may follow it.
-    async fn enter<B, H>(
-        &self,
-        plan: &Plan,
-        way: &mut UnderWay<'_, K, B>,
-        race: bool,
-        hook: &mut H,
-    ) -> Result<(Admitted<K>, Request<ReplayBody<B>>), Rejected>
-    where
-        B: Body<Data = Bytes> + Unpin + Send,
-        H: Hook<K>,
-    {
-        let mut parts = match &way.head {
-            Some(kept) if race || !way.retries.is_last() => copy(kept),
-            _ => way.head.take().expect("only the last try takes the head"),
-        };
-        let view = way.body.view().expect("checked before each retry");
-        let (failed, time) = (&way.failed, &mut way.time);
-        let admitted = self.admit(plan, &parts, failed, time, Patience::Queue);
-        let call = match admitted.await {
-            Ok(call) => call,
-            Err(rejected) => {
-                // Nothing was sent: it costs nothing, and asking again at once is no use.
-                way.retries.forgive();
-                return Err(rejected);
-            }
-        };
-        let began = way.time.now;
-        hook.started(way.attempt(call.key(), began), &mut parts);
-        if let Some(deadline) = way.time.deadline {
-            let left = deadline.saturating_duration_since(began);
-            deadline::inject(&mut parts.headers, left);
-        }
-        Ok((call, Request::from_parts(parts, view)))
     }
 }
 
@@ -182,6 +157,33 @@ impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
             failed: Vec::new(),
             time: Time { now, deadline },
         })
+    }
+
+    /// Head and body of the next try. `race`: hedges may follow it.
+    fn prepare(&mut self, race: bool) -> (Parts, ReplayBody<B>) {
+        let head = match &self.head {
+            Some(kept) if race || !self.retries.is_last() => copy(kept),
+            _ => self.head.take().expect("only the last try takes the head"),
+        };
+        let body = self.body.view().expect("checked before each retry");
+        (head, body)
+    }
+
+    /// The request of a try that every policy has let through.
+    fn depart<H: Hook<K>>(
+        &self,
+        call: &Admitted<K>,
+        mut head: Parts,
+        body: ReplayBody<B>,
+        hook: &mut H,
+    ) -> Request<ReplayBody<B>> {
+        let began = self.time.now;
+        hook.started(self.attempt(call.key(), began), &mut head);
+        if let Some(deadline) = self.time.deadline {
+            let left = deadline.saturating_duration_since(began);
+            deadline::inject(&mut head.headers, left);
+        }
+        Request::from_parts(head, body)
     }
 
     /// The try that is about to begin, or under way.
@@ -231,28 +233,33 @@ fn finish<K: Key, RB, E>(
     mut call: Admitted<K>,
     result: Result<Response<EitherBody<RB, FixedBody>>, Error<E>>,
     judgement: Judgement,
-    deadline: Option<Instant>,
+    time: Time,
     paid: Paid,
 ) -> Result<Answer<K, RB>, Error<E>>
 where
     RB: Body<Data = Bytes>,
     RB::Error: Into<BoxError>,
 {
-    match result {
-        Ok(response) => {
-            // What a callee asks for is in its head, and should be heard before its body ends.
-            if judgement.outcome.is_failure() && judgement.after.is_some() {
-                call.end(judgement);
-            }
-            let guard = call.into_guard(paid);
-            let outcome = judgement.outcome;
-            Ok(response.map(|body| GuardedBody::new(body, guard, outcome, deadline)))
-        }
+    let response = match result {
+        Ok(response) => response,
         Err(error) => {
-            call.end(judgement);
-            Err(error)
+            call.end(judgement, time.now);
+            return Err(error);
         }
+    };
+    let outcome = judgement.outcome;
+    // What a callee asks for is in its head, and should be heard before its body ends.
+    let asks = outcome.is_failure() && judgement.after.is_some();
+    if asks || response.body().is_end_stream() {
+        call.end(judgement, time.now);
     }
+    if response.body().is_end_stream() {
+        // Nothing is left to hold, and to hand it on is not free.
+        drop(paid);
+        return Ok(response.map(GuardedBody::free));
+    }
+    let guard = call.into_guard(paid);
+    Ok(response.map(|body| GuardedBody::new(body, guard, outcome, time.deadline)))
 }
 
 /// When the call must be over: the request's or the policy's word, or the caller's deadline,

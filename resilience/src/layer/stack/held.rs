@@ -60,10 +60,12 @@ impl<K: Key> Admitted<K> {
         held.expect("asked only before its end").pick.key()
     }
 
-    pub(super) fn end(&mut self, judgement: Judgement) {
+    /// It has ended at `now`.
+    pub(super) fn end(&mut self, judgement: Judgement, now: tokio::time::Instant) {
         let failed = judgement.outcome.is_failure();
         let retry_after = judgement.after.filter(|_| failed);
-        self.0.complete(judgement.outcome, retry_after);
+        self.0
+            .complete_at(judgement.outcome, now.into_std(), retry_after);
     }
 
     /// Hands the permits, and what the call has paid, to the answer's body.

@@ -150,7 +150,7 @@ impl<K: Key> Stack<K> {
                     hook.ended(Attempt { number, key, began }, judgement.outcome, now);
                     if !judgement.is_good() && !lanes.is_empty() {
                         // Another one may still come out better.
-                        lane.call.end(judgement);
+                        lane.call.end(judgement, now);
                         continue;
                     }
                     if judgement.is_good() && lane.extra.is_some() {

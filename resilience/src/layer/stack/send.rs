@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::{attempt::Time, plan::Plan};
 use crate::{
@@ -44,7 +44,8 @@ where
     let faults = plan.faults.as_ref();
     let fault = faults.and_then(|faults| faults.decide(request.headers()));
     Sending {
-        over: until.map(tokio::time::sleep_until),
+        until,
+        over: None,
         way: match fault {
             // Boxed, because it is rare, and would make every call's future larger.
             Some(fault) => Way::Suffers {
@@ -61,6 +62,8 @@ pin_project! {
     /// A future of its own and not an `async fn`: that would hold its arguments twice, once as they
     /// came and once where they are awaited, and the transport's future is the largest there is.
     struct Sending<F, S> {
+        until: Option<Instant>,
+        // Only for an answer that keeps us waiting: a timer costs as much as a policy.
         #[pin]
         over: Option<Sleep>,
         #[pin]
@@ -84,7 +87,7 @@ where
     type Output = Sent<RB, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
         let sent = match this.way.project() {
             WayProj::Plain { sent } => sent.poll(cx).map(|result| match result {
                 Ok(answer) => Ok(answer.map(EitherBody::own)),
@@ -92,14 +95,19 @@ where
             }),
             WayProj::Suffers { sent } => sent.as_mut().poll(cx),
         };
-        if sent.is_pending()
-            && let Some(over) = this.over.as_pin_mut()
+        if sent.is_ready() {
+            return sent;
+        }
+        if let Some(until) = this.until.take() {
+            this.over.set(Some(tokio::time::sleep_until(until)));
+        }
+        if let Some(over) = this.over.as_pin_mut()
             && over.poll(cx).is_ready()
         {
             let elapsed = Rejected::new(Policy::Deadline, Reason::Elapsed);
             return Poll::Ready(Err(elapsed.into()));
         }
-        sent
+        Poll::Pending
     }
 }
 
