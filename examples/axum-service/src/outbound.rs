@@ -32,17 +32,19 @@ pub(crate) struct Callee {
 }
 
 impl Callee {
-    /// Follows where `name` is from now on.
+    /// Follows where `name` is from now on, and how it is to be called: `policy` is in force while
+    /// none is published for it (`selvedge policy put`).
     pub(crate) fn new(
         name: &str,
         policy: TrafficPolicy,
         registry: &RegistryClient,
     ) -> anyhow::Result<Self> {
-        let stack = Stack::new(policy)?;
-        tokio::spawn(follow(
-            stack.clone(),
-            registry.watch(&ServiceName::new(name)?),
-        ));
+        let name = ServiceName::new(name)?;
+        let stack = Stack::new(policy.clone())?;
+        tokio::spawn(follow(stack.clone(), registry.watch(&name)));
+        let published = registry.policy(&name);
+        let follower = stack.clone();
+        tokio::spawn(published.follow(policy, move |policy| follower.reconfigure(policy)));
         let http = Client::builder(TokioExecutor::new())
             // The stack decides what is tried again, and where.
             .retry_canceled_requests(false)

@@ -7,7 +7,10 @@ use std::{
 
 use axum::{body::Body, http::StatusCode};
 use http_body_util::BodyExt;
-use selvedge_registry::{client::Registration, node::admin::Admin};
+use selvedge_registry::{
+    client::{Call, Registration},
+    node::admin::Admin,
+};
 use selvedge_registry_server::{RegistryConfig, RegistryServer};
 use tower::ServiceExt;
 
@@ -30,11 +33,11 @@ async fn registry() -> (RegistryServer, RegistryClient) {
 
 /// Fails every other request.
 async fn pricing(registry: &RegistryClient) -> Registration {
-    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let asked = Arc::new(AtomicUsize::new(0));
     let routes = Router::new().route(
         "/prices/{sku}",
-        get(|Path(sku): Path<u32>| async move {
-            match ASKED.fetch_add(1, Ordering::SeqCst) % 2 {
+        get(move |Path(sku): Path<u32>| async move {
+            match asked.fetch_add(1, Ordering::SeqCst) % 2 {
                 0 => Err(StatusCode::SERVICE_UNAVAILABLE),
                 _ => Ok((sku * 3).to_string()),
             }
@@ -82,4 +85,58 @@ async fn a_callee_that_fails_now_and_then_is_not_noticed() {
         }
     }
     assert_eq!(answers, ["7 costs 21\n"; 5]);
+}
+
+/// As `selvedge policy put pricing` does.
+async fn publish(registry: &RegistryClient, policy: &str) -> u16 {
+    let call = Call {
+        path: "/v1/policies/pricing",
+        body: policy.as_bytes().to_vec(),
+        headers: vec![(
+            axum::http::header::CONTENT_TYPE,
+            "application/toml".to_owned(),
+        )],
+        ..Call::default()
+    };
+    let reply = registry.call("PUT", &call).await;
+    reply.expect("an answer").status.as_u16()
+}
+
+#[tokio::test]
+async fn a_policy_that_is_published_is_enforced_without_a_restart() {
+    let (_server, registry) = registry().await;
+    let app = app(&registry).expect("valid policies");
+    let _pricing = pricing(&registry).await;
+    let asked = async || ask(&app, "/quote/7").await.0.is_success();
+    // Of ten, how many are answered: half of the tries fail.
+    let good = async || {
+        let mut good = 0;
+        for _ in 0..10 {
+            good += usize::from(asked().await);
+        }
+        good
+    };
+    let until = async |wanted: fn(usize) -> bool| {
+        for _ in 0..500 {
+            if wanted(good().await) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not in five seconds");
+    };
+    until(|good| good == 10).await;
+    assert_eq!(
+        publish(&registry, "timeouts = { request = \"1s\" }\n").await,
+        201
+    );
+    until(|good| good == 5).await;
+    assert_eq!(
+        publish(&registry, "retry = { attempts = 1000 }\n").await,
+        422
+    );
+    assert_eq!(good().await, 5, "what cannot work has changed nothing");
+    let retries = "retry = { attempts = 2, backoff = \"1ms\", budget = \"100% min 100/s\" }\n";
+    assert_eq!(publish(&registry, retries).await, 200);
+    until(|good| good == 10).await;
 }

@@ -119,6 +119,45 @@ impl PolicyWatch {
             std::future::pending().await
         }
     }
+
+    /// Hands `apply` what is in force: now, and after each change. That is what is published, or
+    /// `otherwise` while nothing is. What `apply` refuses is logged, and for it to have changed
+    /// nothing then. Never ends. Cancel-safe.
+    ///
+    /// With a stack of policies around a client:
+    ///
+    /// ```no_run
+    /// # use selvedge_registry::{ServiceName, client::{Discovery, RegistryClient}};
+    /// # use selvedge_resilience::{TrafficPolicy, layer::Stack};
+    /// # fn example(registry: &RegistryClient, policy: TrafficPolicy) -> Result<(), Box<dyn std::error::Error>> {
+    /// let stack: Stack<std::net::SocketAddr> = Stack::new(policy.clone())?;
+    /// let orders = registry.policy(&ServiceName::new("orders")?);
+    /// let follower = stack.clone();
+    /// tokio::spawn(orders.follow(policy, move |policy| follower.reconfigure(policy)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn follow<E: fmt::Display>(
+        mut self,
+        otherwise: TrafficPolicy,
+        mut apply: impl FnMut(TrafficPolicy) -> Result<(), E>,
+    ) {
+        let mut applied: Option<TrafficPolicy> = None;
+        loop {
+            let published = self.current();
+            let policy = published.as_ref().map_or(&otherwise, |p| &p.policy);
+            if applied.as_ref() != Some(policy) {
+                let version = published.as_ref().map(|published| published.version);
+                match apply(policy.clone()) {
+                    Ok(()) => applied = Some(policy.clone()),
+                    Err(error) => {
+                        tracing::error!(version, %error, "policy refused, the old one stays");
+                    }
+                }
+            }
+            self.changed().await;
+        }
+    }
 }
 
 /// The endpoints of one service, kept up to date for as long as anybody holds a watch on it.
