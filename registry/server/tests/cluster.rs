@@ -161,3 +161,43 @@ async fn a_drained_server_hands_its_leases_over_and_goes_on_answering() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_not_lost_when_the_lease_moves_at_the_same_time() {
+    let [a, b, c] = cluster().await;
+    let register = r#"{"addr":"10.0.0.1:80","ttl":"1h"}"#;
+    let mut all = Vec::new();
+    for n in 0..60u64 {
+        let (a, b) = (&a, &b);
+        all.push(async move {
+            let path = format!("/v1/services/orders/instances/i{n}");
+            assert_eq!(ask(a, ("PUT", &path), register).await.status, 200);
+            eventually("it is known there", || async {
+                ask(b, ("GET", &path), "").await.status == 200
+            })
+            .await;
+            // Twice at another server: the lease moves there, twenty milliseconds later.
+            let lease = format!("{path}/lease");
+            for _ in 0..2 {
+                assert_eq!(ask(b, ("PUT", &lease), "").await.status, 204);
+            }
+            tokio::time::sleep(Duration::from_millis(n / 2)).await;
+            let metadata = format!("{path}/metadata");
+            let patch = ask(a, ("PATCH", &metadata), r#"{"shard":"7"}"#).await;
+            assert_eq!(patch.status, 200);
+        });
+    }
+    futures_util::future::join_all(all).await;
+    // What was accepted is everywhere, and stays.
+    for _ in 0..2 {
+        for server in [&a, &b, &c] {
+            eventually("no change is lost", || async {
+                let path = "/v1/services/orders?meta.shard=7";
+                let answer = ask(server, ("GET", path), "").await.json();
+                answer["instances"].as_array().map(Vec::len) == Some(60)
+            })
+            .await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}

@@ -109,7 +109,7 @@ impl Shared {
         self.leases
             .grant_rest(key.clone(), &grant, remaining, now());
         if record.stamp.owner != self.node {
-            self.write(&mut state, &record, record.body.clone());
+            self.take_as_it_is(&mut state, &record);
         }
         true
     }

@@ -209,7 +209,7 @@ impl Shared {
         self.leases.grant(key.clone(), &grant(&instance), now());
         if record.stamp.owner != self.node {
             Self::count(&self.counters.claims);
-            self.write(&mut state, &record, record.body.clone());
+            self.take_as_it_is(&mut state, &record);
         }
         Self::count(&self.counters.renewals);
         Ok(Renewed {
@@ -458,6 +458,21 @@ impl Shared {
             id: known.id.clone(),
             stamp: self.stamp(state, Some(known), known.stamp.incarnation),
             body,
+        };
+        self.take(state, record);
+    }
+
+    /// Another server's record becomes this server's, as it is known here. Its stamp is the least
+    /// that is later than what it is of: who keeps a lease is less than what is said of the
+    /// instance, and what was said elsewhere at the same time, and is not known here yet, counts.
+    pub(crate) fn take_as_it_is(&self, state: &mut State, known: &Record) {
+        let record = Record {
+            stamp: Stamp {
+                hlc: known.stamp.hlc.saturating_add(1),
+                owner: Arc::clone(&self.node),
+                ..known.stamp
+            },
+            ..known.clone()
         };
         self.take(state, record);
     }
