@@ -30,17 +30,24 @@ fn plain(status: u16) -> Response<Reply> {
     )
 }
 
-fn trailers(code: &'static str) -> Response<Reply> {
-    let trailers = HeaderMap::from_iter([(
+fn verdict(code: &'static str) -> http_body::Frame<Bytes> {
+    http_body::Frame::trailers(HeaderMap::from_iter([(
         http::HeaderName::from_static("grpc-status"),
         HeaderValue::from_static(code),
-    )]);
-    let mut answer = reply(200, vec![Ok(http_body::Frame::trailers(trailers))]);
+    )]))
+}
+
+fn grpc(frames: Frames) -> Response<Reply> {
+    let mut answer = reply(200, frames);
     let grpc = HeaderValue::from_static("application/grpc");
     answer
         .headers_mut()
         .insert(http::header::CONTENT_TYPE, grpc);
     answer
+}
+
+fn trailers(code: &'static str) -> Response<Reply> {
+    grpc(vec![Ok(verdict(code))])
 }
 
 type Seen = Vec<(Option<AttemptNumber>, Bytes)>;
@@ -263,4 +270,199 @@ async fn methods_are_told_apart() {
         status(layer(THREE).layer(callee.service()), request).await;
         assert_eq!(callee.tries(), tries, "{method}");
     }
+}
+
+/// Ready as often as `times` says, and not as a clone of one that is.
+struct Touchy<S> {
+    inner: S,
+    ready: bool,
+    times: Arc<AtomicU64>,
+}
+
+impl<S: Clone> Clone for Touchy<S> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            ready: false,
+            times: Arc::clone(&self.times),
+        }
+    }
+}
+
+impl<R, S: Service<R>> Service<R> for Touchy<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let take = |left: u64| left.checked_sub(1);
+        let taken = || {
+            self.times
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+        };
+        if !self.ready && taken().is_err() {
+            return Poll::Pending;
+        }
+        self.ready = true;
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        assert!(mem::take(&mut self.ready), "called without being ready");
+        self.inner.call(request)
+    }
+}
+
+/// tower's retry holds its caller's answer back until the service is ready again, however long that
+/// takes. Here readiness is asked for before the answer is given up, and again after the wait; it is
+/// not held meanwhile.
+#[tokio::test(start_paused = true)]
+async fn tower_retry_waits_for_readiness_ours_takes_the_answer_at_hand() {
+    // For the first try; asked before the wait; for the second try.
+    for (times, want, tries, overflow) in [(1, 503, 1, 1), (3, 200, 2, 0)] {
+        let (retry, callee) = (layer(THREE), Callee::new([plain(503)]));
+        let inner = Touchy {
+            inner: callee.service(),
+            ready: false,
+            times: Arc::new(AtomicU64::new(times)),
+        };
+        assert_eq!(status(retry.layer(inner), get()).await, want);
+        assert_eq!((callee.tries(), retry.stats().overflow), (tries, overflow));
+        assert_eq!(retry.budget().counts().withdrawn, tries as u64 - 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_not_ready_after_the_wait_is_waited_for_until_the_deadline() {
+    let (retry, callee) = (layer(THREE), Callee::new([plain(503)]));
+    let before = retry.budget().balance(Instant::now().into_std());
+    let inner = Touchy {
+        inner: callee.service(),
+        ready: false,
+        times: Arc::new(AtomicU64::new(2)),
+    };
+    let (mut request, start) = (get(), Instant::now());
+    let deadline = Deadline::after(start.into_std(), Duration::from_secs(1)).expect("soon");
+    request.extensions_mut().insert(deadline);
+    let late = retry.layer(inner).oneshot(request).await;
+    let reason = late.expect_err("late").rejected().expect("refused").reason;
+    assert_eq!(
+        (reason, start.elapsed()),
+        (Reason::Elapsed, Duration::from_secs(1))
+    );
+    let after = retry.budget().balance(Instant::now().into_std());
+    assert_eq!(after, before + 1, "what was not made costs nothing");
+    assert_eq!(retry.budget().in_flight(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_callee_s_word_on_when_to_come_again_is_kept() {
+    let told = |status, name: &'static str, value: &'static str| {
+        let mut answer = plain(status);
+        let name = http::HeaderName::from_static(name);
+        answer
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
+        answer
+    };
+    let post = || Request::post("/").body(Full::from("x")).expect("valid");
+    let cases = [
+        (
+            "in two seconds",
+            get(),
+            told(503, "retry-after", "2"),
+            Some(2_000..2_041),
+        ),
+        (
+            "longer than it is waited for",
+            get(),
+            told(503, "retry-after", "60"),
+            Some(5_000..5_041),
+        ),
+        ("at once", get(), told(503, "retry-after", "0"), Some(0..1)),
+        (
+            "a nack is harmless",
+            post(),
+            told(503, "finagle-http-nack", "true"),
+            Some(0..1),
+        ),
+        (
+            "so is a pushback",
+            post(),
+            told(503, "grpc-retry-pushback-ms", "700"),
+            Some(700..701),
+        ),
+        (
+            "never (HDR-2)",
+            get(),
+            told(503, "grpc-retry-pushback-ms", "-1"),
+            None,
+        ),
+        (
+            "not this one",
+            get(),
+            told(503, "finagle-http-nonretryable-nack", "true"),
+            None,
+        ),
+    ];
+    for (name, request, answer, waits) in cases {
+        let (retry, callee) = (layer(THREE), Callee::new([answer]));
+        let start = Instant::now();
+        let got = status(retry.layer(callee.service()), request).await;
+        let took = start.elapsed().as_millis();
+        match waits {
+            Some(range) => {
+                assert_eq!((got, callee.tries()), (200, 2), "{name}");
+                assert!(range.contains(&took), "{name}: {took} ms");
+            }
+            None => assert_eq!((got, callee.tries()), (503, 1), "{name}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cost_bucket_pays_besides_the_budget_and_successes_fill_it() {
+    let retry = layer(&format!("{THREE}\ncost = {{ tokens = 10, retry = 5 }}"));
+    let callee = Callee::new((0..4).map(|_| plain(503)));
+    // Two retries of four empty the bucket.
+    assert_eq!(status(retry.layer(callee.service()), get()).await, 503);
+    assert_eq!((callee.tries(), retry.stats().exhausted), (3, 1));
+    let spent = retry.budget().counts().withdrawn;
+    assert_eq!(
+        spent, 2,
+        "what the bucket refused is not taken from the budget"
+    );
+    // The one that is left of the list, and its retry, which nothing pays for yet.
+    assert_eq!(status(retry.layer(callee.service()), get()).await, 503);
+    for _ in 0..5 {
+        status(retry.layer(callee.service()), get()).await;
+    }
+    *callee.replies.lock() = VecDeque::from([plain(503)]);
+    assert_eq!(status(retry.layer(callee.service()), get()).await, 200);
+}
+
+/// Envoy #17629 and linkerd2 #7701 try again by heads only, where a gRPC failure that follows an
+/// empty body is a success.
+#[tokio::test(start_paused = true)]
+async fn envoy_17629_grpc_trailers_are_heard_and_a_silent_stream_is_not_held_for_ever() {
+    let silent = service_fn(|_: Request<ReplayBody<Full<Bytes>>>| async {
+        let silence =
+            futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>();
+        let answer = Response::builder().header("content-type", "application/grpc");
+        let body = StreamBody::new(Box::pin(silence));
+        Ok::<_, Infallible>(answer.body(body).expect("valid"))
+    });
+    let start = Instant::now();
+    let answer = layer("attempts = 2").layer(silent).oneshot(get()).await;
+    assert!(answer.is_ok());
+    assert_eq!(start.elapsed(), Duration::from_secs(1), "`grpc_trailers`");
+    // One that has begun to answer is committed, whatever its trailers say.
+    let data = http_body::Frame::data(Bytes::from_static(b"x"));
+    let begun = grpc(vec![Ok(data), Ok(verdict("14"))]);
+    let callee = Callee::new([begun]);
+    assert_eq!(
+        status(layer("attempts = 2").layer(callee.service()), get()).await,
+        200
+    );
+    assert_eq!(callee.tries(), 1);
 }
