@@ -4,6 +4,7 @@
     reason = "tests pick an instant to start from"
 )]
 
+mod accounting;
 mod allocations;
 mod cases;
 mod document;

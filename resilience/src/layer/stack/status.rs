@@ -32,6 +32,8 @@ pub struct StackStatus<K> {
     pub fault: Option<fault::Status>,
     /// Retries that the budget would pay for.
     pub retry_balance: Option<u64>,
+    /// Calls under way, their answers' bodies included, and retries and hedges of them.
+    pub retry_in_flight: Option<(u32, u32)>,
     /// Retries and hedges made, and those that the budget refused.
     pub retries: (u64, u64),
     /// Ejections made, and those that the maximum share did not allow.
@@ -58,6 +60,7 @@ impl<K: Key> Stack<K> {
             hedge: plan.hedge.as_ref().map(Hedge::stats),
             fault: plan.faults.as_ref().map(fault::Faults::status),
             retry_balance: plan.budget.as_ref().map(|budget| budget.balance(now)),
+            retry_in_flight: plan.budget.as_ref().map(Budget::in_flight),
             retries: counts.map_or((0, 0), |counts| {
                 (counts.withdrawn, counts.exhausted + counts.capped)
             }),
