@@ -96,6 +96,8 @@ pub struct Catalogue {
     hash: u64,
     live: usize,
     up: usize,
+    /// Services with live instances.
+    services: usize,
     /// The counter when a service was last forgotten.
     forgotten_at: u64,
 }
@@ -116,6 +118,7 @@ impl Catalogue {
             hash: 0,
             live: 0,
             up: 0,
+            services: 0,
             forgotten_at: 0,
         }
     }
@@ -165,6 +168,7 @@ impl Catalogue {
             }
         };
         self.hash ^= now.fingerprint() ^ before.as_ref().map_or(0, |before| before.fingerprint());
+        let lived = service.live > 0;
         for (record, sign) in before.iter().map(|b| (b, false)).chain([(&now, true)]) {
             if let Body::Live(live) = &record.body {
                 let up = usize::from(live.status == InstanceStatus::Up);
@@ -177,6 +181,11 @@ impl Catalogue {
                     *all = if sign { *all + n } else { *all - n };
                 }
             }
+        }
+        match (lived, service.live > 0) {
+            (false, true) => self.services += 1,
+            (true, false) => self.services -= 1,
+            _ => {}
         }
         let change = match (before.as_ref().map(|before| &before.body), &now.body) {
             (Some(Body::Live(before)), Body::Live(now)) if before == now => Change::Hidden,
@@ -326,10 +335,9 @@ impl Catalogue {
         names
     }
 
-    /// How many services have live instances. Looks at each.
+    /// How many services have live instances.
     pub fn services_len(&self) -> usize {
-        let services = self.shards.iter().flat_map(|shard| shard.values());
-        services.filter(|service| service.live > 0).count()
+        self.services
     }
 
     /// Every service that has instances.

@@ -45,6 +45,9 @@ pub(super) async fn become_ready(
         };
         let alone = peers.is_empty() && alone_after.is_none_or(|after| start.elapsed() >= after);
         if alone || (caught_up && followed) {
+            if !peers.is_empty() {
+                shared.settle_in();
+            }
             shared.caught_up.send_replace(true);
             shared.serving.send_replace(true);
             ready.ready();

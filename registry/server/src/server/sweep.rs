@@ -97,6 +97,8 @@ pub(super) async fn sweep_for_ever(shared: Arc<Shared>) {
         // A server that is catching up judges nobody.
         if shared.is_serving() {
             shared.sweep();
+        } else {
+            shared.keep_time(now());
         }
     }
 }
@@ -184,6 +186,12 @@ impl Shared {
         }
         judgement.isolated = isolated;
         judgement.unheard = isolated.then(|| judgement.unheard.unwrap_or(at));
+    }
+
+    /// This server has just learned who there is from others: claims made meanwhile are under way.
+    pub(crate) fn settle_in(&self) {
+        let until = now() + self.config.settle.0;
+        self.judgement.lock().settle("has just caught up", until);
     }
 
     fn evict(&self, preservation: &SelfPreservation, at: Instant) {
