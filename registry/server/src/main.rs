@@ -1,5 +1,7 @@
 //! `selvedge-registry`: one server of the registry.
 
+mod bench;
+
 use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
@@ -51,6 +53,8 @@ struct Args {
 enum Command {
     /// Print a new key for `gossip.keys`.
     Keygen,
+    /// Measure what three servers cost and how quick they are, on this machine (Linux).
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -80,20 +84,31 @@ fn load(args: &Args) -> Result<RegistryConfig, ConfigError> {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    if let Some(Command::Keygen) = args.command {
-        let key = gossip::keyring::generate()?;
-        return writeln!(std::io::stdout(), "{key}").context("print the key");
+    match &args.command {
+        Some(Command::Keygen) => {
+            let key = gossip::keyring::generate()?;
+            return writeln!(std::io::stdout(), "{key}").context("print the key");
+        }
+        Some(Command::Bench(args)) => {
+            let kept = runtime()?.block_on(bench::run(args))?;
+            anyhow::ensure!(kept, "bench: a number is worse than what is promised");
+            return Ok(());
+        }
+        None => {}
     }
     let config = load(args)?;
     if args.check {
         return Ok(());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    runtime()?.block_on(serve(config, args.ports_file.clone()))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("start the runtime")?;
-    runtime.block_on(serve(config, args.ports_file.clone()))
+        .context("start the runtime")
 }
 
 async fn serve(config: RegistryConfig, ports_file: Option<PathBuf>) -> anyhow::Result<()> {

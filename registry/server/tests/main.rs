@@ -1,6 +1,8 @@
 //! The registry as its users see it: real servers, real sockets, the real client.
 
 mod api;
+#[cfg(target_os = "linux")]
+mod bench;
 mod client;
 mod cluster;
 mod described;
