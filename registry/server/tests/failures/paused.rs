@@ -76,6 +76,13 @@ impl Process {
         let record: selvedge_registry::wire::ServiceRecord = serde_json::from_str(&text).ok()?;
         Some(record.instances.len())
     }
+
+    /// A service's instances as it shows them.
+    async fn shows(&self, service: &str) -> Option<serde_json::Value> {
+        let text = get(self.http, &format!("/v1/services/{service}")).await?;
+        let mut document: serde_json::Value = serde_json::from_str(&text).ok()?;
+        Some(document.get_mut("instances")?.take())
+    }
 }
 
 impl Drop for Process {
@@ -145,7 +152,7 @@ async fn a_stopped_server_wrongs_nobody_when_it_goes_on() {
     };
     let mut seen = 30;
     a.signal("-STOP");
-    least(&mut seen, Duration::from_secs(8)).await;
+    least(&mut seen, Duration::from_secs(60)).await;
     a.signal("-CONT");
     least(&mut seen, Duration::from_secs(4)).await;
     assert_eq!(seen, 30, "a watcher saw somebody go");
@@ -164,5 +171,10 @@ async fn a_stopped_server_wrongs_nobody_when_it_goes_on() {
             server.up("orders").await == Some(29)
         })
         .await;
+    }
+    let shown = a.shows("orders").await;
+    assert!(shown.is_some());
+    for server in [&b, &c] {
+        assert_eq!(server.shows("orders").await, shown, "all show the same");
     }
 }
