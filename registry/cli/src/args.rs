@@ -309,6 +309,8 @@ pub(crate) enum Policy {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Prints the JSON Schema of a policy, for an editor. Asks no registry.
+    Schema,
 }
 
 /// A change of what its author has seen, and of nothing else.

@@ -56,6 +56,7 @@ async fn run(cli: &Cli) -> Result<u8, Failure> {
         Command::Policy(Policy::Validate { files }) => {
             return policies::validate(printer, files).await.map(|()| 0);
         }
+        Command::Policy(Policy::Schema) => return policies::schema().map(|()| 0),
         _ => {}
     }
     let registry = Registry::new(&cli.at)?;

@@ -58,6 +58,7 @@ pub(crate) async fn run(
             rollback(registry, printer, service, *version).await
         }
         Policy::Validate { files } => validate(printer, files).await,
+        Policy::Schema => schema(),
     }
 }
 
@@ -167,6 +168,11 @@ async fn rollback(
 }
 
 /// Says of each file whether it is a policy that can work; the first that is not ends it.
+pub(crate) fn schema() -> Result<(), Failure> {
+    let schema = schemars::schema_for!(TrafficPolicy);
+    Printer::text(&format!("{:#}\n", schema.as_value()))
+}
+
 pub(crate) async fn validate(printer: Printer, files: &[PathBuf]) -> Result<(), Failure> {
     for file in files {
         let text = ask::text(file).await?;

@@ -150,3 +150,26 @@ async fn a_policy_that_cannot_work_is_refused_with_its_place_before_anything_cha
     says(nowhere, &["policy", "validate", good], 0, &["is a policy"]).await;
     says(&url, &["policy", "get", "orders"], 1, &["404"]).await;
 }
+
+#[tokio::test]
+async fn the_schema_is_json_and_has_every_section() {
+    let out = selvedge("http://127.0.0.1:1", &["policy", "schema"]).await;
+    assert!(out.status.success(), "{out:?}");
+    let schema: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    for section in [
+        "timeouts", "retry", "breaker", "balance", "outlier", "inbound",
+    ] {
+        assert!(schema["properties"][section].is_object(), "{section}");
+    }
+}
+
+/// The file that is shipped as the one with everything in it.
+#[tokio::test]
+async fn the_whole_shipped_policy_is_one() {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../deploy/config/policy.toml"
+    );
+    let nowhere = "http://127.0.0.1:1";
+    says(nowhere, &["policy", "validate", file], 0, &["is a policy"]).await;
+}
