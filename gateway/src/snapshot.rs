@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method};
-use selvedge_proxy::{Destination, ProxyMetrics, Route};
+use selvedge_proxy::{Destination, Listed, ProxyMetrics, Route};
 use selvedge_registry::{
     ServiceName,
     client::{Discovery, RegistryClient, ServiceWatch, StaticDiscovery},
@@ -27,7 +27,7 @@ pub(crate) struct Snapshot {
     ways: Vec<Way>,
     pub(crate) destinations: BTreeMap<ServiceName, Arc<Destination>>,
     /// What listeners take on, by name.
-    inbound: BTreeMap<String, Inbound>,
+    inbound: BTreeMap<String, (Inbound, Arc<Listed>)>,
 }
 
 /// What becomes of a request that a rule matched.
@@ -74,10 +74,12 @@ impl Snapshot {
         let mut inbound = BTreeMap::new();
         for (name, config) in &config.inbound {
             let taken = if let Some(kept) = before.inbound.get(name) {
-                kept.reconfigure(config.clone())?;
+                kept.0.reconfigure(config.clone())?;
                 kept.clone()
             } else {
-                Inbound::new(config.clone())?
+                let inbound = Inbound::named(name.as_str(), config.clone())?;
+                let listed = metrics.listener(name, &inbound);
+                (inbound, listed)
             };
             inbound.insert(name.clone(), taken);
         }
@@ -103,7 +105,7 @@ impl Snapshot {
 
     /// What `listener` takes on; `None` if all.
     pub(crate) fn inbound(&self, listener: &str) -> Option<&Inbound> {
-        self.inbound.get(listener)
+        self.inbound.get(listener).map(|(inbound, _)| inbound)
     }
 
     /// The way of a request, if there is one.

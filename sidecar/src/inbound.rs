@@ -47,7 +47,7 @@ impl Inbound {
             policy.clone(),
             watch,
             &written.locality,
-            metrics,
+            &metrics.for_app(),
         )?;
         // What is written down here counts; else what the app takes on is what is published.
         if let (None, Some(registry)) = (&written.policy, registry) {

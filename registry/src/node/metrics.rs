@@ -1,12 +1,14 @@
 //! Metric names, in one place, and the registry that shows them.
 //!
 //! OpenTelemetry's conventions come first (`http.server.request.duration`, in seconds), then
-//! `selvedge.*`. Prometheus spells the dots as underscores and adds units and `_total`.
+//! `selvedge.*`. Prometheus spells the dots as underscores and adds units and `_total`. What policies
+//! count has a table of its own, in [`policies`](super::policies).
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus_client::{
+    collector::Collector,
     encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text::encode},
     metrics::MetricType,
     registry::{Metric, Registry, Unit},
@@ -169,6 +171,11 @@ impl Metrics {
             None => registry.register(text, help, metric.clone()),
         }
         metric
+    }
+
+    /// Asks `collector` whenever somebody looks.
+    pub(super) fn collect(&self, collector: impl Collector) {
+        self.0.lock().register_collector(Box::new(collector));
     }
 
     /// Everything in the OpenMetrics text format.

@@ -11,6 +11,7 @@ pub mod drain;
 mod export;
 pub mod listen;
 pub mod metrics;
+pub mod policies;
 pub mod readiness;
 #[cfg(feature = "client")]
 pub mod registry;

@@ -71,8 +71,8 @@ use crate::{
     config::PolicyError,
     events::Events,
     keyed::Keep,
-    metrics::{Emitter, Sample, Samples},
-    outcome::{Outcome, Policy, Reason, Rejected},
+    metrics::{Emitter, Sample, Samples, cores},
+    outcome::Rejected,
     rng::Rng,
 };
 
@@ -352,72 +352,7 @@ impl Keep for CircuitBreaker {
 
 impl Samples for CircuitBreaker {
     fn samples<'a>(&'a self, now: Instant, take: &mut dyn FnMut(Sample<'a>)) {
-        let snapshot = self.snapshot(now);
-        let calls = snapshot.calls;
-        let mut emit = Emitter {
-            policy: Policy::Breaker.as_str(),
-            name: self.name(),
-            take,
-        };
-        for state in State::ALL {
-            let is = if state == snapshot.state { 1.0 } else { 0.0 };
-            emit.gauge("selvedge.breaker.state", is, &[("state", state.as_str())]);
-        }
-        for (from, to, cause, count) in self.transitions() {
-            let ends = [
-                ("from", from.as_str()),
-                ("to", to.as_str()),
-                ("cause", cause.as_str()),
-            ];
-            emit.counter("selvedge.breaker.transitions", count, &ends);
-        }
-        let failures = CLASSES
-            .into_iter()
-            .map(|class| (Outcome::Failure(class), calls.failed_with(class)));
-        let outcomes = [
-            (Outcome::Success, calls.success),
-            (Outcome::RateLimited, calls.rate_limited),
-            (Outcome::Ignored, calls.ignored),
-            (Outcome::Cancelled, calls.cancelled),
-        ];
-        for (outcome, count) in outcomes.into_iter().chain(failures) {
-            emit.counter(
-                "selvedge.breaker.calls",
-                count,
-                &[("outcome", outcome.as_str())],
-            );
-        }
-        for (reason, count) in [
-            (Reason::Open, calls.rejected_open),
-            (Reason::ForcedOpen, calls.rejected_forced),
-            (Reason::ProbesTaken, calls.rejected_probes),
-        ] {
-            emit.counter(
-                "selvedge.breaker.rejected",
-                count,
-                &[("reason", reason.as_str())],
-            );
-        }
-        emit.counter("selvedge.breaker.slow", calls.slow, &[]);
-        emit.counter("selvedge.breaker.stale", calls.stale, &[]);
-        emit.counter("selvedge.breaker.exceeded", calls.exceeded, &[]);
-        emit.gauge("selvedge.breaker.inflight", calls.in_flight as f64, &[]);
-        let ratios = [
-            ("selvedge.breaker.failure.ratio", snapshot.failure_ratio),
-            ("selvedge.breaker.slow.ratio", snapshot.slow_ratio),
-        ];
-        for (metric, ratio) in ratios {
-            if let Some(ratio) = ratio {
-                emit.gauge(metric, ratio, &[]);
-            }
-        }
-        let left = snapshot.open_for.as_secs_f64();
-        emit.gauge("selvedge.breaker.open.remaining", left, &[]);
-        emit.gauge(
-            "selvedge.policy.config.generation",
-            snapshot.generation as f64,
-            &[],
-        );
+        cores::breaker(self, now, &mut Emitter::new(self.name(), take));
     }
 }
 

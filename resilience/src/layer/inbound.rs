@@ -43,6 +43,7 @@ use crate::{
     config::{PolicyError, Rate},
     context::{Deadline, deadline, priority::Priority},
     inbound::{InboundConfig, InboundRate, RateKey},
+    metrics::{Emitter, Sample, Samples, cores},
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     rate_limit::{KeyedRateLimit, headers::PolicyName},
     rng::Rng,
@@ -56,6 +57,7 @@ pub struct Inbound(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     plan: ArcSwap<Plan>,
+    name: Arc<str>,
     rng: Rng,
     /// One change at a time: each plan is made from the one before.
     changing: parking_lot::Mutex<()>,
@@ -184,10 +186,19 @@ impl Inbound {
     /// # Errors
     /// [`PolicyError`] if it cannot work.
     pub fn new(config: InboundConfig) -> Result<Self, PolicyError> {
+        Self::named("", config)
+    }
+
+    /// The same with what metrics call it.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if it cannot work.
+    pub fn named(name: impl Into<Arc<str>>, config: InboundConfig) -> Result<Self, PolicyError> {
         let rng = Rng::from_entropy();
         let plan = Plan::new(config, None, &rng)?;
         Ok(Self(Arc::new(Shared {
             plan: ArcSwap::from_pointee(plan),
+            name: name.into(),
             rng,
             changing: parking_lot::Mutex::new(()),
         })))
@@ -273,6 +284,24 @@ impl Inbound {
             _bulkhead: bulkhead,
             concurrency,
         })
+    }
+}
+
+impl Samples for Inbound {
+    fn samples<'a>(&'a self, _: std::time::Instant, take: &mut dyn FnMut(Sample<'a>)) {
+        let (plan, emit) = (self.0.plan.load(), &mut Emitter::new(&self.0.name, take));
+        if let Some(core) = &plan.shed {
+            cores::shed(core, emit);
+        }
+        if let Some(limit) = &plan.rate {
+            cores::keyed_rate(limit.keys.rejected(), limit.keys.keys(), emit);
+        }
+        if let Some(core) = &plan.bulkhead {
+            cores::bulkhead(core, emit);
+        }
+        if let Some(core) = &plan.concurrency {
+            cores::adaptive(core, emit);
+        }
     }
 }
 

@@ -83,8 +83,8 @@ pub use self::{
     retry::{RetryBody, RetryFuture, RetryHeld, RetryLayer, RetryService, RetryStats},
     shed::{ArrivedAt, BegunLayer, BegunService, ShedFuture, ShedLayer, ShedService, shed},
     stack::{
-        Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackLayer, StackService,
-        StackStatus,
+        Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackBuilder, StackLayer,
+        StackService, StackStatus,
     },
     throttle::ThrottleLayer,
     timeout::{TimeoutFuture, TimeoutLayer, TimeoutService},

@@ -35,7 +35,7 @@ pub(crate) type Held = layer::Held<UpstreamKey>;
 pub struct Destination {
     name: ServiceName,
     enforced: Enforced,
-    metrics: ClientMetrics,
+    metrics: Arc<ClientMetrics>,
     source: Mutex<Source>,
     published: Mutex<Option<Published>>,
     /// Whether anybody has ever said where it is: asked on every request.
@@ -50,10 +50,10 @@ struct Enforced {
 }
 
 impl Enforced {
-    fn new(policy: TrafficPolicy) -> Result<Self, PolicyError> {
+    fn new(name: &str, policy: TrafficPolicy) -> Result<Self, PolicyError> {
         Ok(Self {
-            inbound: Inbound::new(policy.inbound.clone())?,
-            stack: Stack::new(policy)?,
+            inbound: Inbound::named(name, policy.inbound.clone())?,
+            stack: Stack::<UpstreamKey>::builder(policy).name(name).build()?,
         })
     }
 
@@ -165,18 +165,19 @@ impl Destination {
         home: &Locality,
         metrics: &ProxyMetrics,
     ) -> Result<Arc<Self>, PolicyError> {
-        let enforced = Enforced::new(policy)?;
+        let enforced = Enforced::new(name.as_str(), policy)?;
         enforced.stack.set_locality(balanced(home));
         let source = Mutex::new(Source::follow(&enforced.stack, watch));
-        let metrics = metrics.destination(name.as_str());
-        Ok(Arc::new(Self {
+        let destination = Arc::new(Self {
+            metrics: metrics.client(name.as_str()),
             name,
             enforced,
-            metrics,
             source,
             published: Mutex::new(None),
             heard: AtomicBool::new(false),
-        }))
+        });
+        metrics.show(&destination);
+        Ok(destination)
     }
 
     /// Follows another source from now on. What is known of endpoints that stay is kept.

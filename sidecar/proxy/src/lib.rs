@@ -36,6 +36,7 @@ mod exchange;
 pub mod hash;
 mod headers;
 mod metrics;
+mod observed;
 pub mod path;
 mod pool;
 mod serve;
@@ -49,6 +50,7 @@ pub use self::{
     destination::Destination,
     door::{Door, Refusal, Route, Routed, Rules},
     metrics::{Active, ProxyMetrics, RouteMetrics},
+    observed::Listed,
     pool::UpstreamKey,
     serve::serve_connection,
     service::{Client, Worker},

@@ -3,15 +3,24 @@
 //! Labels come from routes, services and status codes, never from what a client sends: a scanner
 //! must not be able to fill the memory of whoever scrapes.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
 
 use http::{Method, StatusCode};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prometheus_client::metrics::{
     counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
 };
 use selvedge_registry::node::metrics::{DURATION_BUCKETS, Metrics, Name};
-use selvedge_resilience::{Outcome, Rejected, fallback::Cause};
+use selvedge_resilience::{Outcome, Rejected, fallback::Cause, layer::Inbound};
+use tokio::time::Instant;
+
+use crate::{
+    Destination,
+    observed::{Listed, Observed, Side},
+};
 
 type Labels<const N: usize> = [(&'static str, String); N];
 
@@ -23,7 +32,10 @@ type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram
 
 /// The data path's metrics. Clones share them.
 #[derive(Debug, Clone)]
-pub struct ProxyMetrics(Arc<Shared>);
+pub struct ProxyMetrics {
+    shared: Arc<Shared>,
+    side: Side,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -36,6 +48,9 @@ struct Shared {
     active: Gauge,
     connections: Gauge,
     log_dropped: Counter,
+    observed: Arc<Observed>,
+    /// The series of each service; locked when a destination comes or goes.
+    services: Mutex<HashMap<Box<str>, Weak<ClientMetrics>>>,
 }
 
 impl ProxyMetrics {
@@ -43,7 +58,10 @@ impl ProxyMetrics {
     pub fn new(metrics: &Metrics) -> Self {
         let server = Histograms::new_with_constructor(histogram as fn() -> Histogram);
         let client = Histograms::new_with_constructor(histogram as fn() -> Histogram);
-        Self(Arc::new(Shared {
+        let observed = Arc::new(Observed::default());
+        let shown = Arc::clone(&observed);
+        metrics.observe_policies(move |take| shown.samples(Instant::now().into_std(), take));
+        let shared = Arc::new(Shared {
             server: metrics.register(Name::ServerRequestDuration, server),
             client: metrics.register(Name::ClientRequestDuration, client),
             retries: metrics.register(Name::RetryAttempts, Family::default()),
@@ -53,45 +71,80 @@ impl ProxyMetrics {
             active: metrics.register(Name::ServerActiveRequests, Gauge::default()),
             connections: metrics.register(Name::ConnectionsActive, Gauge::default()),
             log_dropped: metrics.register(Name::AccessLogDropped, Counter::default()),
-        }))
+            observed,
+            services: Mutex::default(),
+        });
+        Self {
+            shared,
+            side: Side::Client,
+        }
+    }
+
+    /// The same for the destination that is the app behind this proxy: its limits are shown as
+    /// those that are enforced here, and its circuit apart from that of a service of the same name.
+    #[must_use]
+    pub fn for_app(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            side: Side::App,
+        }
     }
 
     /// What is counted of the requests of one route.
     pub fn route(&self, name: &str) -> RouteMetrics {
         RouteMetrics {
             name: name.into(),
-            server: self.0.server.clone(),
+            server: self.shared.server.clone(),
             known: RwLock::default(),
         }
+    }
+
+    /// Shows what a listener takes on, until the answer is dropped.
+    pub fn listener(&self, name: &str, inbound: &Inbound) -> Arc<Listed> {
+        self.shared.observed.listener(name, inbound)
     }
 
     /// A request that ended at the door.
     pub fn refused(&self, reason: &'static str) {
         let labels = [("reason", reason.to_owned())];
-        self.0.refusals.get_or_create(&labels).inc();
+        self.shared.refusals.get_or_create(&labels).inc();
     }
 
     /// A client's connection, for as long as it is held.
     pub fn connection(&self) -> Active {
-        Active::new(&self.0.connections)
+        Active::new(&self.shared.connections)
     }
 
     pub(crate) fn request(&self) -> Active {
-        Active::new(&self.0.active)
+        Active::new(&self.shared.active)
     }
 
-    pub(crate) fn destination(&self, service: &str) -> ClientMetrics {
-        let retries = [("service", service.to_owned())];
-        ClientMetrics {
-            retries: self.0.retries.get_or_create_owned(&retries),
-            service: service.into(),
-            shared: Arc::clone(&self.0),
-            known: RwLock::default(),
+    /// Shows a destination's policies for as long as it is there.
+    pub(crate) fn show(&self, destination: &Arc<Destination>) {
+        self.shared.observed.destination(self.side, destination);
+    }
+
+    /// What is counted of the tries towards `service`; destinations of one name share it.
+    pub(crate) fn client(&self, service: &str) -> Arc<ClientMetrics> {
+        let mut services = self.shared.services.lock();
+        if let Some(known) = services.get(service).and_then(Weak::upgrade) {
+            return known;
         }
+        let retries = [("service", service.to_owned())];
+        let series = Arc::new(ClientMetrics {
+            retries: self.shared.retries.get_or_create_owned(&retries),
+            service: service.into(),
+            shared: Arc::clone(&self.shared),
+            known: RwLock::default(),
+            rejections: RwLock::default(),
+            degraded: RwLock::default(),
+        });
+        services.insert(service.into(), Arc::downgrade(&series));
+        series
     }
 
     pub(crate) fn log_dropped(&self) -> Counter {
-        self.0.log_dropped.clone()
+        self.shared.log_dropped.clone()
     }
 }
 
@@ -167,13 +220,16 @@ fn status_label(status: StatusCode) -> u16 {
     }
 }
 
-/// What is counted of the tries towards one service.
+/// What is counted of the tries towards one service. Its series leave with the last destination of
+/// that name: an app may ask for any number of names in its life.
 #[derive(Debug)]
 pub(crate) struct ClientMetrics {
     service: Box<str>,
     retries: Counter,
     shared: Arc<Shared>,
     known: RwLock<Vec<(&'static str, Histogram)>>,
+    rejections: RwLock<Vec<((&'static str, &'static str), Counter)>>,
+    degraded: RwLock<Vec<(&'static str, Counter)>>,
 }
 
 impl ClientMetrics {
@@ -182,37 +238,103 @@ impl ClientMetrics {
             self.retries.inc();
         }
         let key = outcome.as_str();
-        if let Some((_, histogram)) = self.known.read().iter().find(|(known, _)| *known == key) {
-            histogram.observe(seconds);
-            return;
-        }
-        let labels = [
-            ("service", self.service.to_string()),
-            ("outcome", key.to_owned()),
-        ];
-        let histogram = self.shared.client.get_or_create_owned(&labels);
-        histogram.observe(seconds);
-        self.known.write().push((key, histogram));
+        with(
+            &self.known,
+            key,
+            |histogram| histogram.observe(seconds),
+            || self.shared.client.get_or_create_owned(&self.tries(key)),
+        );
     }
 
     /// A fallback has answered; the refusal that it hides is counted all the same.
     pub(crate) fn degraded(&self, cause: Cause) {
-        let labels = [
-            ("service", self.service.to_string()),
-            ("cause", cause.as_str().to_owned()),
-        ];
-        self.shared.degraded.get_or_create(&labels).inc();
+        let key = cause.as_str();
+        with(&self.degraded, key, count, || {
+            self.shared.degraded.get_or_create_owned(&self.answers(key))
+        });
         if let Cause::Rejected(rejected) = cause {
             self.rejected(&rejected);
         }
     }
 
     pub(crate) fn rejected(&self, rejected: &Rejected) {
-        let labels = [
+        let key = (rejected.policy.as_str(), rejected.reason.as_str());
+        with(&self.rejections, key, count, || {
+            self.shared
+                .rejections
+                .get_or_create_owned(&self.refusals(key))
+        });
+    }
+
+    fn tries(&self, outcome: &str) -> Labels<2> {
+        [
             ("service", self.service.to_string()),
-            ("policy", rejected.policy.as_str().to_owned()),
-            ("reason", rejected.reason.as_str().to_owned()),
-        ];
-        self.shared.rejections.get_or_create(&labels).inc();
+            ("outcome", outcome.to_owned()),
+        ]
+    }
+
+    fn answers(&self, cause: &str) -> Labels<2> {
+        [
+            ("service", self.service.to_string()),
+            ("cause", cause.to_owned()),
+        ]
+    }
+
+    fn refusals(&self, (policy, reason): (&str, &str)) -> Labels<3> {
+        [
+            ("service", self.service.to_string()),
+            ("policy", policy.to_owned()),
+            ("reason", reason.to_owned()),
+        ]
+    }
+}
+
+fn count(counter: &Counter) {
+    counter.inc();
+}
+
+/// Counts in the series of `key`, which is made if it is the first time: a family's map is looked up
+/// with owned strings.
+fn with<K: Copy + PartialEq, M>(
+    known: &RwLock<Vec<(K, M)>>,
+    key: K,
+    count: impl FnOnce(&M),
+    make: impl FnOnce() -> M,
+) {
+    if let Some((_, metric)) = known.read().iter().find(|(known, _)| *known == key) {
+        count(metric);
+        return;
+    }
+    let mut known = known.write();
+    // Two may have found nothing.
+    if let Some((_, metric)) = known.iter().find(|(known, _)| *known == key) {
+        count(metric);
+        return;
+    }
+    let metric = make();
+    count(&metric);
+    known.push((key, metric));
+}
+
+impl Drop for ClientMetrics {
+    fn drop(&mut self) {
+        let mut services = self.shared.services.lock();
+        match services.get(&self.service) {
+            // Another one has come meanwhile, and goes on with these.
+            Some(newer) if newer.strong_count() > 0 => return,
+            _ => services.remove(&self.service),
+        };
+        let shared = &self.shared;
+        let retries = [("service", self.service.to_string())];
+        shared.retries.remove(&retries);
+        for (outcome, _) in self.known.read().iter() {
+            shared.client.remove(&self.tries(outcome));
+        }
+        for (cause, _) in self.degraded.read().iter() {
+            shared.degraded.remove(&self.answers(cause));
+        }
+        for (key, _) in self.rejections.read().iter() {
+            shared.rejections.remove(&self.refusals(*key));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod bodies;
 mod connections;
+mod metrics;
 mod refusals;
 mod retries;
 mod support;

@@ -5,6 +5,7 @@ pub(super) use crate::{
     FailureClass,
     config::{Millis, Ratio},
     events::{EventKind, Events},
+    outcome::{Outcome, Reason},
 };
 
 mod cases;

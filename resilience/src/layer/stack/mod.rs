@@ -12,12 +12,14 @@
 //! for each try, and not for the endpoints that have just failed.
 
 mod attempt;
+mod builder;
 mod call;
 mod held;
 mod hook;
 mod plan;
 mod race;
 mod retries;
+mod samples;
 mod send;
 mod service;
 mod status;
@@ -27,8 +29,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use self::plan::Plan;
+use self::plan::{Origin, Plan};
 pub use self::{
+    builder::StackBuilder,
     held::{Answer, Held},
     hook::{Attempt, HashKey, Hook, RequestTimeout},
     service::{StackLayer, StackService},
@@ -36,7 +39,7 @@ pub use self::{
 };
 use crate::{
     TrafficPolicy,
-    balance::{BalanceConfig, Balancer, Home, Key, Locality, Member, OutlierConfig},
+    balance::{Balancer, Home, Key, Locality, Member},
     breaker::CircuitBreaker,
     config::PolicyError,
     rng::Rng,
@@ -56,6 +59,7 @@ impl<K> Clone for Stack<K> {
 struct Shared<K> {
     plan: ArcSwap<Plan>,
     balancer: Balancer<K>,
+    origin: Origin,
     rng: Rng,
     /// One change of the plan at a time: each is made from the one before.
     changing: parking_lot::Mutex<()>,
@@ -67,7 +71,7 @@ impl<K: Key> Stack<K> {
     /// # Errors
     /// [`PolicyError`] if the policy cannot work.
     pub fn new(policy: TrafficPolicy) -> Result<Self, PolicyError> {
-        Self::with_rng(policy, Rng::from_entropy())
+        Self::builder(policy).build()
     }
 
     /// The same with a source of chance that a test can replay.
@@ -75,18 +79,27 @@ impl<K: Key> Stack<K> {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_rng(policy: TrafficPolicy, rng: Rng) -> Result<Self, PolicyError> {
-        let balancer = Balancer::new(
-            BalanceConfig::default(),
-            OutlierConfig::default(),
-            Rng::new(rng.next_u64()),
-        )?;
-        let plan = Plan::new(policy, None, &balancer, &rng, now())?;
-        Ok(Self(Arc::new(Shared {
-            plan: ArcSwap::new(plan),
-            balancer,
-            rng,
-            changing: parking_lot::Mutex::new(()),
-        })))
+        Self::builder(policy).rng(rng).build()
+    }
+
+    /// A stack with a name, and with somebody who hears what happens to it.
+    ///
+    /// ```
+    /// use selvedge_resilience::{TrafficPolicy, events::Events, layer::Stack};
+    ///
+    /// let (policy, events) = (TrafficPolicy::default(), Events::new());
+    /// let heard = events.subscribe(64);
+    /// let stack: Stack<&str> = Stack::<&str>::builder(policy).name("orders").events(events).build()?;
+    /// assert_eq!((stack.name(), heard.dropped()), ("orders", 0));
+    /// # Ok::<_, selvedge_resilience::config::PolicyError>(())
+    /// ```
+    pub fn builder(policy: TrafficPolicy) -> StackBuilder {
+        StackBuilder::new(policy)
+    }
+
+    /// What events and metrics call the destination.
+    pub fn name(&self) -> &str {
+        &self.0.origin.name
     }
 
     /// Takes a new policy at once. Circuit, budget, limits and verdicts keep their state; a section
@@ -101,7 +114,13 @@ impl<K: Key> Stack<K> {
         if old.policy == policy {
             return Ok(());
         }
-        let plan = Plan::new(policy, Some(&old), &shared.balancer, &shared.rng, now())?;
+        let plan = Plan::new(
+            policy,
+            Some(&old),
+            &shared.balancer,
+            (&shared.origin, &shared.rng),
+            now(),
+        )?;
         shared.plan.store(plan);
         Ok(())
     }

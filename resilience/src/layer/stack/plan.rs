@@ -6,9 +6,10 @@ use crate::{
     TrafficPolicy,
     adaptive::AdaptiveLimit,
     balance::{Balancer, Key},
-    breaker::CircuitBreaker,
+    breaker::{BreakerConfig, CircuitBreaker},
     bulkhead::Bulkhead,
     config::PolicyError,
+    events::Events,
     fault::Faults,
     hedge::Hedge,
     layer::{Fixed, keep::keep},
@@ -34,6 +35,23 @@ pub(super) struct Plan {
     pub instead: Option<Fixed>,
 }
 
+/// Who the cores are, for events and metrics.
+#[derive(Debug, Default)]
+pub(super) struct Origin {
+    pub name: Arc<str>,
+    pub events: Option<Events>,
+}
+
+impl Origin {
+    fn breaker(&self, config: BreakerConfig) -> Result<CircuitBreaker, PolicyError> {
+        let builder = CircuitBreaker::builder(config).name(Arc::clone(&self.name));
+        match &self.events {
+            Some(events) => builder.events(events.clone()).build(),
+            None => builder.build(),
+        }
+    }
+}
+
 impl Plan {
     /// The plan of `policy`, with the state of `old` wherever both have a section.
     ///
@@ -42,7 +60,7 @@ impl Plan {
         policy: TrafficPolicy,
         old: Option<&Self>,
         balancer: &Balancer<K>,
-        rng: &Rng,
+        (origin, rng): (&Origin, &Rng),
         now: Instant,
     ) -> Result<Arc<Self>, PolicyError> {
         policy.validate()?;
@@ -57,7 +75,7 @@ impl Plan {
             breaker: keep(
                 policy.breaker.as_ref(),
                 old.and_then(|old| old.breaker.as_ref()),
-                |config| CircuitBreaker::new(config.clone()),
+                |config| origin.breaker(config.clone()),
                 |core, config| core.reconfigure(config.clone()),
             )?,
             bulkhead: keep(

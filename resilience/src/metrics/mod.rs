@@ -18,10 +18,40 @@
 //! | `selvedge.breaker.failure.ratio`, `.slow.ratio` | gauge; absent below the minimum of calls | |
 //! | `selvedge.breaker.open.remaining` | gauge, seconds | |
 //! | `selvedge.policy.config.generation` | gauge | |
+//! | `selvedge.limit.inflight`, `.limit`, `.waiting` | gauge, of policy `bulkhead` or `adaptive_limit` | |
+//! | `selvedge.limit.refused` | counter | `reason` |
+//! | `selvedge.adaptive.dropped`, `.stale`, `.windows` | counter | |
+//! | `selvedge.rate_limit.remaining` | gauge; absent where each caller has its own | |
+//! | `selvedge.rate_limit.refused` | counter | |
+//! | `selvedge.retry.budget.balance` | gauge | |
+//! | `selvedge.retry.budget.inflight` | gauge | `kind`: `call`, `extra` |
+//! | `selvedge.retry.budget.withdrawn` | counter | |
+//! | `selvedge.retry.budget.refused` | counter | `reason` |
+//! | `selvedge.hedge.sent`, `.won`, `.wasted` | counter | |
+//! | `selvedge.hedge.unsent` | counter | `reason` |
+//! | `selvedge.throttle.probability` | gauge | |
+//! | `selvedge.throttle.refused` | counter | `reason` |
+//! | `selvedge.outlier.ejections` | counter | `cause` |
+//! | `selvedge.outlier.overflow` | counter | |
+//! | `selvedge.outlier.ejected`, `selvedge.balancer.endpoints` | gauge | |
+//! | `selvedge.balancer.picks` | counter | |
+//! | `selvedge.fault.injected` | counter | `kind`: `delay`, `abort` |
+//! | `selvedge.fault.active` | gauge | |
+//! | `selvedge.fault.overflow` | counter | |
+//! | `selvedge.shed.cursor`, `.waiting` | gauge; the first priority that does not pass, 65 536 if all do | |
+//! | `selvedge.shed.refused` | counter | `reason` |
+//! | `selvedge.shed.overloaded` | counter | |
 //! | `selvedge.keyed.tracked`, `.capacity` | gauge | |
 //! | `selvedge.keyed.inserted`, `.expired`, `.evicted`, `.removed`, `.untracked` | counter | |
+//!
+//! A circuit, a [`Stack`](crate::layer::Stack) and an [`Inbound`](crate::layer::Inbound) are
+//! [`Samples`]; a section that its policy does not have has no samples.
 
 use std::{borrow::Cow, time::Instant};
+
+use crate::outcome::Reason;
+
+pub(crate) mod cores;
 
 /// Whether a number only grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,20 +95,42 @@ pub(crate) struct Emitter<'a, 'b> {
     pub(crate) take: &'b mut dyn FnMut(Sample<'a>),
 }
 
-impl<'a> Emitter<'a, '_> {
+impl<'a, 'b> Emitter<'a, 'b> {
+    /// Of what is called `name`; each core sets its policy.
+    pub(crate) fn new(name: &'a str, take: &'b mut dyn FnMut(Sample<'a>)) -> Self {
+        Self {
+            policy: "",
+            name,
+            take,
+        }
+    }
+
+    /// A counter for each reason.
+    pub(crate) fn reasons(
+        &mut self,
+        metric: &'static str,
+        counts: impl IntoIterator<Item = (Reason, u64)>,
+    ) {
+        for (reason, count) in counts {
+            self.counter(metric, count, &[("reason", reason.as_str())]);
+        }
+    }
+
     fn emit(
         &mut self,
         kind: Kind,
         metric: &'static str,
         value: f64,
-        more: &[(&'static str, &'a str)],
+        more: &[(&'static str, &'static str)],
     ) {
         let own = [("policy", self.policy), ("name", self.name)];
-        let labels = own
-            .iter()
-            .chain(more)
-            .map(|&(label, value)| (label, Cow::Borrowed(value)))
-            .collect();
+        let mut labels = Vec::with_capacity(own.len() + more.len());
+        for &(label, value) in &own {
+            labels.push((label, Cow::Borrowed(value)));
+        }
+        for &(label, value) in more {
+            labels.push((label, Cow::Borrowed(value)));
+        }
         (self.take)(Sample {
             metric,
             kind,
@@ -91,7 +143,7 @@ impl<'a> Emitter<'a, '_> {
         &mut self,
         metric: &'static str,
         value: u64,
-        more: &[(&'static str, &'a str)],
+        more: &[(&'static str, &'static str)],
     ) {
         self.emit(Kind::Counter, metric, value as f64, more);
     }
@@ -100,7 +152,7 @@ impl<'a> Emitter<'a, '_> {
         &mut self,
         metric: &'static str,
         value: f64,
-        more: &[(&'static str, &'a str)],
+        more: &[(&'static str, &'static str)],
     ) {
         self.emit(Kind::Gauge, metric, value, more);
     }
