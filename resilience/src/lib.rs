@@ -137,6 +137,9 @@
 //! - `tower` (default): the module [`layer`].
 //! - `schema`: JSON Schema of [`TrafficPolicy`].
 //!
+//! # What it costs
+//! Nanoseconds a call, beside peers, with the aims that are missed: the page `numbers`.
+//!
 //! # What is not promised
 //! State is per process: two gateways have two circuits. Nothing here speaks to a network.
 //!
@@ -172,6 +175,9 @@ pub mod keyed;
 #[cfg(feature = "tower")]
 pub mod layer;
 pub mod metrics;
+#[cfg(doc)]
+#[doc = include_str!("numbers.md")]
+pub mod numbers {}
 pub mod outcome;
 mod policy;
 pub mod rate_limit;
