@@ -16,6 +16,7 @@
 //! | [`TimeoutLayer`] | a total deadline, read from and written to the wire |
 //! | [`InboundLayer`] | what a service takes on: shedding, rates, limits, deadlines |
 //! | [`Stack`] | all of them towards one destination, in the order that works |
+//! | [`ServiceTransport`], [`ByEndpoint`] | any client as what a stack sends by |
 //!
 //! # What all of them hold to
 //! - Permits are taken in `call`, never in `poll_ready`: an idle clone that was polled ready must
@@ -83,12 +84,12 @@ pub use self::{
     retry::{RetryBody, RetryFuture, RetryHeld, RetryLayer, RetryService, RetryStats},
     shed::{ArrivedAt, BegunLayer, BegunService, ShedFuture, ShedLayer, ShedService, shed},
     stack::{
-        Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackBuilder, StackLayer,
-        StackService, StackStatus,
+        Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackBuilder, StackClient,
+        StackLayer, StackService, StackStatus,
     },
     throttle::ThrottleLayer,
     timeout::{TimeoutFuture, TimeoutLayer, TimeoutService},
-    transport::{ServiceTransport, Transport, TransportError},
+    transport::{ByEndpoint, ServiceTransport, Transport, TransportError, over_http},
 };
 use crate::outcome::Rejected;
 

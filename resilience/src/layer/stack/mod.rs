@@ -14,6 +14,7 @@
 mod attempt;
 mod builder;
 mod call;
+mod client;
 mod held;
 mod hook;
 mod plan;
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 use self::plan::{Origin, Plan};
 pub use self::{
     builder::StackBuilder,
+    client::StackClient,
     held::{Answer, Held},
     hook::{Attempt, HashKey, Hook, RequestTimeout},
     service::{StackLayer, StackService},
