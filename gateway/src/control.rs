@@ -114,6 +114,7 @@ impl Running {
         };
         let (watch, drain_limit) = (config.process.watch, config.process.drain);
         let admin_config = config.admin.clone();
+        let hystrix = parts.metrics.clone();
         let reloader = Reloader::start(
             parts.path.as_deref(),
             config,
@@ -127,7 +128,7 @@ impl Running {
         let router = parts.admin.router(
             &admin_config,
             move || in_force.lock().to_json(),
-            extra(parts.snapshot, ask),
+            extra(parts.snapshot, ask, hystrix),
         );
         tokio::spawn(Admin::serve(
             parts.admin_listener,
@@ -225,11 +226,13 @@ async fn next(interval: &mut Option<Interval>) {
 }
 
 /// What the gateway's admin port has beside every node's.
-fn extra(snapshot: Arc<ArcSwap<Snapshot>>, ask: Ask) -> Router {
+fn extra(snapshot: Arc<ArcSwap<Snapshot>>, ask: Ask, hystrix: ProxyMetrics) -> Router {
     let clusters = get(move || async move { Json(snapshot.load().clusters()) });
+    let stream = move || async move { hystrix.hystrix_stream().map(Body::new) };
     let reload = post(move || async move { reload(&ask).await });
     Router::new()
         .route("/clusters", clusters)
+        .route("/hystrix.stream", get(stream))
         .route("/reload", reload)
 }
 

@@ -1,5 +1,8 @@
 //! The gateway as its operators and clients see it: the real process, real sockets.
 
+#[path = "../../sidecar/proxy/tests/dashboard.rs"]
+mod dashboard;
+mod hystrix;
 mod limits;
 mod policies;
 mod process;

@@ -170,6 +170,8 @@ pub mod expired;
 pub mod fallback;
 pub mod fault;
 pub mod hedge;
+#[cfg(feature = "tower")]
+pub mod hystrix;
 pub mod inbound;
 pub mod keyed;
 #[cfg(feature = "tower")]

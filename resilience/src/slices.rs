@@ -68,6 +68,13 @@ impl<const N: usize> Slices<N> {
         }
     }
 
+    /// The largest of the `lives` slices up to `id`, and after it.
+    pub(crate) fn most(&self, id: u64, lives: u64) -> u64 {
+        let words = self.0.iter().map(|slot| slot.load(Ordering::Relaxed));
+        let alive = words.filter(|word| id_of(*word) + lives > id);
+        alive.map(count_of).max().unwrap_or(0)
+    }
+
     /// What the `lives` slices up to `id` hold; slices after it count too, `except` does not.
     pub(crate) fn sum(&self, id: u64, lives: u64, except: Option<u64>) -> u64 {
         let mut sum = 0;
@@ -111,6 +118,7 @@ mod tests {
         assert_eq!(slices.sum(1, 1, None), COUNT_MAX);
         slices.raise(pack(1, 3));
         assert_eq!(slices.sum(1, 1, None), COUNT_MAX, "only ever raised");
+        assert_eq!((slices.most(1, 1), slices.most(2, 1)), (COUNT_MAX, 0));
         slices.take_back(1);
         assert_eq!(slices.sum(1, 1, None), COUNT_MAX - 1);
     }

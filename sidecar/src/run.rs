@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
-use axum::{Json, Router, routing::get};
+use axum::{Json, Router, body::Body, routing::get};
 use selvedge_proxy::{AccessLog, ProxyMetrics, Worker};
 use selvedge_registry::{
     Instance, InstanceId, InstanceStatus,
@@ -107,6 +107,7 @@ struct Sidecar {
     workers: Vec<Arc<Worker>>,
     log: Option<AccessLog>,
     telemetry: TelemetryGuard,
+    metrics: ProxyMetrics,
 }
 
 /// What is known of the app, and what the registry is told of it.
@@ -173,6 +174,7 @@ impl Sidecar {
             workers,
             log,
             telemetry,
+            metrics,
         };
         sidecar.serve_admin(sockets.admin)?;
         Ok(sidecar)
@@ -185,11 +187,15 @@ impl Sidecar {
             let app = inbound.as_ref().map(|port| port.door().app().status());
             Json(serde_json::json!({ "inbound": app, "outbound": outbound.door().status() }))
         };
+        let hystrix = self.metrics.clone();
+        let stream = move || async move { hystrix.hystrix_stream().map(Body::new) };
         let dump = crate::dump::dump(&self.config);
         let router = self.admin.router(
             &self.config.admin,
             move || dump.clone(),
-            Router::new().route("/clusters", get(clusters)),
+            Router::new()
+                .route("/clusters", get(clusters))
+                .route("/hystrix.stream", get(stream)),
         );
         tokio::spawn(Admin::serve(listener, router, std::future::pending()));
         Ok(())

@@ -284,7 +284,7 @@ impl BreakerConfig {
     }
 
     /// The number of calls that a share needs: a window over fewer calls is content with all.
-    pub(super) fn min_calls(&self) -> u32 {
+    pub(crate) fn min_calls(&self) -> u32 {
         match self.over {
             Window::Calls(n) => self.min_requests.min(n),
             Window::Time(_) | Window::Fading(_) => self.min_requests,

@@ -26,7 +26,7 @@ const OCTAVES: usize = 1;
 const BUCKETS: usize = STEPS * OCTAVES;
 
 #[derive(Debug)]
-pub(super) struct Latencies {
+pub(crate) struct Latencies {
     /// Nanoseconds of a slice.
     slice: u64,
     buckets: Box<[Slices<RING>]>,
@@ -49,7 +49,7 @@ fn upper_edge(bucket: usize) -> u64 {
 }
 
 impl Latencies {
-    pub(super) fn new(window: Duration) -> Self {
+    pub(crate) fn new(window: Duration) -> Self {
         Self {
             slice: (nanos(window) / LIVES).max(1),
             buckets: (0..BUCKETS).map(|_| Slices::new()).collect(),
@@ -60,30 +60,57 @@ impl Latencies {
         at.0 / self.slice + 1
     }
 
-    pub(super) fn record(&self, latency: Duration, now: Instant) {
+    pub(crate) fn record(&self, latency: Duration, now: Instant) {
         let id = self.id(Tick::at(now));
         self.buckets[bucket(nanos(latency))].add(id, 1);
     }
 
     /// How many latencies the window holds, and one that at most `1 − quantile` of them exceed;
     /// too high by an eighth at most. Reads every bucket.
-    pub(super) fn quantile(&self, quantile: f64, at: Tick) -> (u64, Duration) {
+    pub(crate) fn quantile(&self, quantile: f64, at: Tick) -> (u64, Duration) {
+        let counts = self.counts(at);
+        let total = counts.iter().sum();
+        (total, quantile_of(&counts, total, quantile))
+    }
+
+    /// The mean and some quantiles of the window, each too high by an eighth at most; zero if it is
+    /// empty.
+    pub(crate) fn summary<const N: usize>(
+        &self,
+        quantiles: &[f64; N],
+        at: Tick,
+    ) -> (Duration, [Duration; N]) {
+        let counts = self.counts(at);
+        let total: u64 = counts.iter().sum();
+        let edges = counts.iter().enumerate();
+        let sum: u128 = edges
+            .map(|(n, count)| u128::from(*count) * u128::from(upper_edge(n)))
+            .sum();
+        let mean = sum.checked_div(total.into()).unwrap_or(0);
+        let mean = Duration::from_nanos(u64::try_from(mean).unwrap_or(u64::MAX));
+        (mean, quantiles.map(|q| quantile_of(&counts, total, q)))
+    }
+
+    fn counts(&self, at: Tick) -> [u64; BUCKETS] {
         let id = self.id(at);
         let mut counts = [0; BUCKETS];
         for (count, bucket) in counts.iter_mut().zip(&*self.buckets) {
             *count = bucket.sum(id, LIVES, None);
         }
-        let total: u64 = counts.iter().sum();
-        let rank = (quantile * total as f64).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        for (n, count) in counts.iter().enumerate() {
-            seen += count;
-            if seen >= rank {
-                return (total, Duration::from_nanos(upper_edge(n)));
-            }
-        }
-        (total, Duration::ZERO)
+        counts
     }
+}
+
+fn quantile_of(counts: &[u64; BUCKETS], total: u64, quantile: f64) -> Duration {
+    let rank = (quantile * total as f64).ceil().max(1.0) as u64;
+    let mut seen = 0;
+    for (n, count) in counts.iter().enumerate() {
+        seen += count;
+        if seen >= rank {
+            return Duration::from_nanos(upper_edge(n));
+        }
+    }
+    Duration::ZERO
 }
 
 #[cfg(all(test, not(loom)))]
@@ -103,6 +130,22 @@ mod tests {
         for (nanos, want) in [(0, 0), (1, 0), (65_535, 0), (u64::MAX, BUCKETS - 1)] {
             assert_eq!(bucket(nanos), want, "{nanos} ns");
         }
+    }
+
+    #[test]
+    fn a_summary_is_of_the_window() {
+        let (all, start) = (Latencies::new(WINDOW), Instant::now());
+        let at = |now| all.summary(&[0.0, 0.5, 1.0], Tick::at(now));
+        assert_eq!(at(start), (Duration::ZERO, [Duration::ZERO; 3]));
+        for ms in [10, 20, 90] {
+            all.record(Duration::from_millis(ms), start);
+        }
+        let (mean, quantiles) = at(start);
+        for (got, want) in [mean].into_iter().chain(quantiles).zip([40, 10, 20, 90]) {
+            let (got, want) = (got.as_secs_f64(), f64::from(want) / 1e3);
+            assert!((want..=want * 1.126).contains(&got), "{got}, want {want}");
+        }
+        assert_eq!(at(start + WINDOW * 2).0, Duration::ZERO);
     }
 
     #[test]

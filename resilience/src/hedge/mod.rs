@@ -61,7 +61,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::config::{HedgeAfter, HedgeConfig};
-use self::latency::Latencies;
+pub(crate) use self::latency::Latencies;
 use crate::{
     clock::{Tick, nanos},
     config::PolicyError,

@@ -28,6 +28,7 @@
 
 mod bodies;
 mod body;
+pub(crate) mod commands;
 mod context;
 mod deadline;
 mod fallback;

@@ -35,6 +35,7 @@ mod error;
 mod exchange;
 pub mod hash;
 mod headers;
+mod hystrix;
 mod metrics;
 mod observed;
 pub mod path;
@@ -49,6 +50,7 @@ pub use self::{
     admit::{Admitted, Limits, admit},
     destination::Destination,
     door::{Door, Refusal, Route, Routed, Rules},
+    hystrix::{HystrixBody, HystrixStream},
     metrics::{Active, ProxyMetrics, RouteMetrics},
     observed::Listed,
     pool::UpstreamKey,

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use http::{Method, StatusCode};
+use http::{Method, Response, StatusCode};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::metrics::{
     counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::{
     Destination,
+    hystrix::{self, HystrixBody, Subscribers},
     observed::{Listed, Observed, Side},
 };
 
@@ -49,6 +50,7 @@ struct Shared {
     connections: Gauge,
     log_dropped: Counter,
     observed: Arc<Observed>,
+    subscribers: Arc<Subscribers>,
     /// The series of each service; locked when a destination comes or goes.
     services: Mutex<HashMap<Box<str>, Weak<ClientMetrics>>>,
 }
@@ -72,6 +74,7 @@ impl ProxyMetrics {
             connections: metrics.register(Name::ConnectionsActive, Gauge::default()),
             log_dropped: metrics.register(Name::AccessLogDropped, Counter::default()),
             observed,
+            subscribers: Arc::default(),
             services: Mutex::default(),
         });
         Self {
@@ -102,6 +105,15 @@ impl ProxyMetrics {
     /// Shows what a listener takes on, until the answer is dropped.
     pub fn listener(&self, name: &str, inbound: &Inbound) -> Arc<Listed> {
         self.shared.observed.listener(name, inbound)
+    }
+
+    /// Answers `GET /hystrix.stream`: every destination as commands, twice a second, as long as the
+    /// body is read; 503 if five others listen already.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime: the body has a timer.
+    pub fn hystrix_stream(&self) -> Response<HystrixBody> {
+        hystrix::answer(&self.shared.observed, &self.shared.subscribers)
     }
 
     /// A request that ended at the door.

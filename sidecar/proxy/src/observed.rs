@@ -91,6 +91,16 @@ impl Observed {
         listed
     }
 
+    /// Every destination that is there, in the order of sides and names.
+    pub(crate) fn destinations(&self) -> Vec<(Side, Arc<Destination>)> {
+        let all = self.0.load();
+        let found = all.iter().filter_map(|((side, _), entry)| match entry {
+            Entry::Destination(weak) => Some(((*side)?, weak.upgrade()?)),
+            Entry::Listener(_) => None,
+        });
+        found.collect()
+    }
+
     pub(crate) fn samples(&self, now: Instant, take: &mut TakeSample<'_>) {
         for ((side, _), entry) in &**self.0.load() {
             match entry {

@@ -8,6 +8,7 @@ use crate::{
     balance::{BalanceConfig, Balancer, Key, OutlierConfig},
     config::PolicyError,
     events::Events,
+    layer::commands::Commands,
     rng::Rng,
 };
 
@@ -63,6 +64,7 @@ impl StackBuilder {
             plan: arc_swap::ArcSwap::new(plan),
             balancer,
             origin: self.origin,
+            commands: Commands::default(),
             rng,
             changing: parking_lot::Mutex::new(()),
         })))

@@ -19,11 +19,15 @@ use super::{
 use crate::{
     TrafficPolicy,
     balance::Key,
+    classify::outcome_of_head,
     context::{Deadline, deadline},
     fallback::{Cause, FallbackConfig},
     layer::{
         BoxError, EitherBody, Error, Fixed, FixedBody, GuardedBody, Patience, ReplayBody,
-        Transport, fallback::mark, replay::Replay,
+        Transport,
+        commands::{Command, Event},
+        fallback::mark,
+        replay::Replay,
     },
     outcome::{Policy, Reason, Rejected},
     retry::Judgement,
@@ -52,12 +56,25 @@ impl<K: Key> Stack<K> {
         H: Hook<K>,
     {
         let plan = self.0.plan.load_full();
+        let command = self.0.commands.begin();
+        let mut took = Duration::ZERO;
         let result = match UnderWay::begin(&plan, request) {
-            Ok(mut way) => self.tried(&plan, transport, &mut way, &mut hook).await,
+            Ok(mut way) => {
+                let result = self.tried(&plan, transport, &mut way, &mut hook).await;
+                took = way.took;
+                result
+            }
             Err(rejected) => Err(rejected.into()),
         };
+        if let Some(command) = &command {
+            let judge =
+                |answer: &Answer<K, T::Body>| outcome_of_head(answer.status(), answer.headers());
+            command.ended(Event::of(&result, judge), took);
+        }
         match (&plan.policy.fallback, &plan.instead) {
-            (Some(config), Some(instead)) => degrade(result, config, instead, &mut hook),
+            (Some(config), Some(instead)) => {
+                degrade(result, config, instead, &mut hook, command.as_ref())
+            }
             _ => result,
         }
     }
@@ -104,14 +121,17 @@ impl<K: Key> Stack<K> {
                     time: way.time,
                 };
                 // Boxed, so that who does not hedge does not pay for it.
+                let began = way.time.now;
                 let round = Box::pin(self.race(start, call, request, hook)).await;
                 (call, result, judgement) = (round.call, round.result, round.judgement);
                 way.retries.hedged(round.tries, round.extra);
                 way.time.now = Instant::now();
+                way.took = way.time.now.saturating_duration_since(began);
             } else {
                 result = send(plan, transport, call.key(), request, way.time).await;
                 judgement = judge(&result, way.retries.config);
                 let began = std::mem::replace(&mut way.time.now, Instant::now());
+                way.took = way.time.now.saturating_duration_since(began);
                 let attempt = way.attempt(call.key(), began);
                 hook.ended(attempt, judgement.outcome, way.time.now);
             }
@@ -142,6 +162,8 @@ struct UnderWay<'a, K, B> {
     /// Where it failed, for the next try to go elsewhere.
     failed: Vec<K>,
     time: Time,
+    /// How long the last try took.
+    took: Duration,
 }
 
 impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
@@ -156,6 +178,7 @@ impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
             retries,
             failed: Vec::new(),
             time: Time { now, deadline },
+            took: Duration::ZERO,
         })
     }
 
@@ -213,6 +236,7 @@ fn degrade<K, RB, E, H: Hook<K>>(
     config: &FallbackConfig,
     instead: &Fixed,
     hook: &mut H,
+    command: Option<&Command<'_>>,
 ) -> Result<Answer<K, RB>, Error<E>> {
     let cause = match &result {
         Ok(answer) => Cause::Status(answer.status()),
@@ -223,6 +247,9 @@ fn degrade<K, RB, E, H: Hook<K>>(
         return result;
     }
     hook.degraded(cause);
+    if let Some(command) = command {
+        command.fell_back();
+    }
     let mut answer = instead.response();
     mark(&mut answer, cause);
     Ok(answer.map(|body| GuardedBody::free(EitherBody::other(body))))

@@ -44,6 +44,8 @@ use crate::{
     balance::{Balancer, Home, Key, Locality, Member},
     breaker::CircuitBreaker,
     config::PolicyError,
+    hystrix::Watch,
+    layer::commands::Commands,
     rng::Rng,
 };
 
@@ -62,6 +64,8 @@ struct Shared<K> {
     plan: ArcSwap<Plan>,
     balancer: Balancer<K>,
     origin: Origin,
+    /// Counted while somebody watches.
+    commands: Commands,
     rng: Rng,
     /// One change of the plan at a time: each is made from the one before.
     changing: parking_lot::Mutex<()>,
@@ -102,6 +106,15 @@ impl<K: Key> Stack<K> {
     /// What events and metrics call the destination.
     pub fn name(&self) -> &str {
         &self.0.origin.name
+    }
+
+    /// Counts calls for a [Hystrix dashboard](crate::hystrix) until the answer is dropped.
+    pub fn watch(&self) -> Watch<K> {
+        Watch::new(self.clone())
+    }
+
+    pub(crate) fn commands(&self) -> &Commands {
+        &self.0.commands
     }
 
     /// Takes a new policy at once. Circuit, budget, limits and verdicts keep their state; a section
