@@ -143,13 +143,13 @@ pub fn inject(headers: &mut HeaderMap, left: Duration) {
         headers.insert(GRPC_TIMEOUT.clone(), format_grpc(ms));
     }
     if upstream {
-        headers.insert(UPSTREAM_TIMEOUT_MS.clone(), ms.into());
+        headers.insert(UPSTREAM_TIMEOUT_MS.clone(), number(ms));
     }
     if let Some(per_try) = per_try {
         let ms = whole_ms(per_try.min(left));
-        headers.insert(PER_TRY_TIMEOUT_MS.clone(), ms.into());
+        headers.insert(PER_TRY_TIMEOUT_MS.clone(), number(ms));
     }
-    headers.insert(EXPECTED_TIMEOUT_MS.clone(), ms.into());
+    headers.insert(EXPECTED_TIMEOUT_MS.clone(), number(ms));
 }
 
 /// The same, and keeps Finagle's header in step if it is there.
@@ -160,6 +160,22 @@ pub fn inject_at(headers: &mut HeaderMap, left: Duration, wall: SystemTime) {
         let merged = FinagleDeadline::find(headers).map_or(ours, |theirs| ours.merge(theirs));
         headers.insert(FINAGLE.clone(), merged.header());
     }
+}
+
+/// The digits of `n`. `HeaderValue::from` allocates twice: its buffer is not as long as its text.
+fn number(mut n: u64) -> HeaderValue {
+    let mut text = [b'0'; 20];
+    let mut start = text.len() - 1;
+    for (at, digit) in text.iter_mut().enumerate().rev() {
+        *digit = b'0' + (n % 10) as u8;
+        start = at;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    let digits = text.get(start..).unwrap_or_default();
+    HeaderValue::from_bytes(digits).expect("digits are a header value")
 }
 
 /// At least a millisecond: zero would mean "for ever".

@@ -1,5 +1,12 @@
 use super::*;
 
+#[test]
+fn numbers_are_their_digits() {
+    for n in [0, 1, 9, 10, 1_500, 99_999_999, u64::MAX] {
+        assert_eq!(number(n), n.to_string().as_str());
+    }
+}
+
 fn headers(pairs: &[(&HeaderName, &str)]) -> HeaderMap {
     pairs
         .iter()

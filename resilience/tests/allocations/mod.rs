@@ -7,14 +7,18 @@
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
+use bytes::Bytes;
+use http::{Request, Response, header};
+use http_body_util::Empty;
 use selvedge_resilience::{
-    Outcome, Rng,
+    Outcome, Rng, TrafficPolicy,
     adaptive::{AdaptiveConfig, AdaptiveLimit},
     balance::{BalanceConfig, BalancePolicy, Balancer, Member, OutlierConfig, PickContext},
     breaker::{BreakerConfig, CircuitBreaker},
     bulkhead::Bulkhead,
     context::Priority,
     keyed::KeyedConfig,
+    layer::{ReplayBody, Stack, Transport},
     rate_limit::{KeyedRateLimit, KeyedRateLimitConfig, RateLimit},
     retry::budget::Budget,
     shed::{ShedConfig, Shedder},
@@ -116,5 +120,68 @@ fn no_pick_allocates() {
             let pick = balancer.pick(&context).expect("members");
             pick.complete(Outcome::Success, now + Duration::from_millis(1));
         });
+    }
+}
+
+struct Noop;
+
+impl Transport<u32, Empty<Bytes>> for Noop {
+    type Body = Empty<Bytes>;
+    type Error = std::convert::Infallible;
+    async fn send(
+        &self,
+        _: &u32,
+        _: Request<ReplayBody<Empty<Bytes>>>,
+    ) -> Result<Response<Empty<Bytes>>, std::convert::Infallible> {
+        Ok(Response::new(Empty::new()))
+    }
+}
+
+/// What a call costs beyond what its request and answer are made of. More than this is a change that
+/// somebody should know about.
+#[tokio::test(start_paused = true)]
+async fn a_call_of_the_stack() {
+    let cases = [
+        (r#"timeouts = { request = "0s" }"#, 0),
+        (r#"timeouts = { request = "2s" }"#, 1),
+        (
+            r#"timeouts = { request = "2s" }
+            breaker = {}
+            bulkhead = 200
+            rate_limit = "1000000000/s""#,
+            1,
+        ),
+        // The head is copied, so that it can be sent again.
+        (
+            r#"timeouts = { request = "2s" }
+            retry = { attempts = 2, budget = "20% min 3/s" }
+            breaker = {}
+            bulkhead = 200
+            rate_limit = "1000000000/s""#,
+            5,
+        ),
+    ];
+    for (policy, most) in cases {
+        let policy: TrafficPolicy = toml::from_str(policy).expect("a policy");
+        let stack = Stack::<u32>::new(policy.clone()).expect("valid");
+        stack.set_members((0..10).map(Member::new));
+        let mut counts = Vec::new();
+        for _ in 0..20 {
+            let mut request = Request::get("http://orders/1")
+                .body(Empty::new())
+                .expect("valid");
+            request
+                .headers_mut()
+                .insert(header::HOST, "orders".parse().expect("valid"));
+            request.headers_mut().reserve(8);
+            let mut call = std::pin::pin!(stack.call(&Noop, request, ()));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let counted = measure(|| {
+                assert!(call.as_mut().poll(&mut context).is_ready());
+            });
+            counts.push(counted.count_total);
+        }
+        let usual = counts[10..].iter().max().copied().unwrap_or_default();
+        assert!(usual <= most, "{policy:?}: {counts:?}");
     }
 }
