@@ -136,6 +136,7 @@ pub(crate) fn is_grpc_type(value: &HeaderValue) -> bool {
 
 /// What the callee thinks of another try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Advice {
     /// It does not say.
     #[default]

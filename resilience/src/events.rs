@@ -35,6 +35,7 @@ use crate::{
 
 /// Something that happened to a policy.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Event {
     /// Where: the core's name.
     pub name: Arc<str>,

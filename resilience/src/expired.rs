@@ -101,6 +101,7 @@ impl ExpiredConfig {
 
 /// What arrived so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExpiredStats {
     /// Requests that had a deadline.
     pub with_deadline: u64,

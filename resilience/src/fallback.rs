@@ -26,6 +26,7 @@ pub static DEGRADED: HeaderName = HeaderName::from_static("selvedge-degraded");
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Cause {
     /// The callee's own answer, with this status.
     Status(StatusCode),
@@ -62,6 +63,7 @@ pub struct Degraded(pub Cause);
 pub struct FallbackConfig {
     /// Statuses that are as good as no answer, 500 to 599. Default 502, 503, 504: the statuses that
     /// proxies answer with when the callee does not.
+    #[cfg_attr(feature = "schema", schemars(inner(range(min = 500, max = 599))))]
     pub statuses: Vec<u16>,
     /// Whether a refusal by a policy (an open circuit, a full bulkhead, a deadline) is one. Default
     /// true. A caller who is over its own rate limit is never one.
@@ -89,6 +91,7 @@ impl Default for FallbackConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct FixedAnswer {
     /// 200 to 599. Default 200: a degraded answer is one.
+    #[cfg_attr(feature = "schema", schemars(range(min = 200, max = 599)))]
     pub status: u16,
     /// Default "application/json".
     pub content_type: String,

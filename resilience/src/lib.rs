@@ -135,13 +135,17 @@
 //!
 //! # Features
 //! - `tower` (default): the module [`layer`].
-//! - `schema`: JSON Schema of [`TrafficPolicy`].
+//! - `schema`: JSON Schema of [`TrafficPolicy`], as `TrafficPolicy::json_schema_text()` prints it.
 //!
 //! # What it costs
 //! Nanoseconds a call, beside peers, with the aims that are missed: the page `numbers`.
 //!
 //! # What is not promised
 //! State is per process: two gateways have two circuits. Nothing here speaks to a network.
+//!
+//! Documents grow: a minor version may add a key to any section. Who writes a configuration in Rust
+//! ends it with `..Default::default()`; what is only read (statuses, counters, events) and every
+//! enumeration that may grow is `#[non_exhaustive]`.
 //!
 //! [`InboundLayer`]: layer::InboundLayer
 //! [`TimeoutLayer`]: layer::TimeoutLayer

@@ -134,6 +134,16 @@ impl Timeouts {
 }
 
 impl TrafficPolicy {
+    /// The document's JSON Schema (2020-12) as text: for an editor that completes keys, or a check
+    /// before the document is shipped.
+    ///
+    /// It knows every key, unit and fixed range. What depends on another field, or on the number in
+    /// a text such as `"150%"`, only [`validate`](Self::validate) knows.
+    #[cfg(feature = "schema")]
+    pub fn json_schema_text() -> String {
+        format!("{:#}\n", schemars::schema_for!(Self).as_value())
+    }
+
     /// Refuses what cannot work, the whole document or nothing.
     ///
     /// # Errors

@@ -69,10 +69,12 @@ pub struct ThrottleConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, tag = "kind", rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Form {
     /// By accepted calls.
     Accepts {
         /// Calls sent for each one that is accepted; more than 1. Default 2: SRE book.
+        #[cfg_attr(feature = "schema", schemars(range(min = 1.0, max = 100.0)))]
         #[serde(default = "default_k")]
         k: f64,
     },
@@ -82,6 +84,7 @@ pub enum Form {
         #[serde(default = "default_threshold")]
         threshold: Ratio,
         /// How steeply: 1 is linear, more refuses earlier. Default 1: Envoy.
+        #[cfg_attr(feature = "schema", schemars(range(min = 1.0, max = 100.0)))]
         #[serde(default = "default_aggression")]
         aggression: f64,
     },

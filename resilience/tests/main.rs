@@ -8,3 +8,4 @@ mod accounting;
 mod allocations;
 mod cases;
 mod document;
+mod surface;

@@ -103,10 +103,8 @@ impl AuthConfig {
     /// [`PolicyError`] with the field's path, its value and what is allowed.
     pub fn validate(&self, http: SocketAddr, mutual_tls: bool) -> Result<(), PolicyError> {
         for (n, client) in self.clients.iter().enumerate() {
-            client.validate(mutual_tls).map_err(|error| PolicyError {
-                path: format!("auth.clients[{n}].{}", error.path),
-                ..error
-            })?;
+            let checked = client.validate(mutual_tls);
+            checked.map_err(|error| error.within(&format!("auth.clients[{n}]")))?;
         }
         if !self.clients.is_empty() && self.peer.is_none() {
             let allowed = "clients are told apart, so servers must be too: set auth.peer, the same on every server";

@@ -18,16 +18,20 @@ pub struct AdaptiveConfig {
     /// How the limit moves. Default "gradient2".
     pub algorithm: AlgorithmConfig,
     /// Where it begins. Default 20: Netflix `Gradient2Limit`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub initial: u32,
     /// It never goes below; at least 1. Default 20: Netflix `Gradient2Limit`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub min: u32,
     /// It never goes above; at most 1 000 000. Default 200: Netflix `Gradient2Limit`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub max: u32,
     /// How long samples are collected before the limit moves. Default "1s": Netflix
     /// `WindowedLimit`.
     pub window: Millis,
     /// Samples that a window must hold; it lasts longer until it does. 1 to 10 000. Default 10:
     /// Netflix `WindowedLimit` (which forgets the window instead).
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 10_000)))]
     pub min_samples: u32,
     /// Calls faster than this are no samples. Default "100us": Netflix `WindowedLimit`.
     pub min_rtt: Millis,
@@ -156,6 +160,7 @@ pub(super) fn millionths(share: Ratio) -> u64 {
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum AlgorithmConfig {
     /// By drops alone: for callees whose latency says nothing.
     Aimd(AimdConfig),
@@ -206,6 +211,7 @@ pub struct VegasConfig {
     pub smoothing: Ratio,
     /// Windows, times the limit, after which the idle round trip is measured anew; at least 1.
     /// Default 30.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub probe_every: u32,
 }
 
@@ -233,6 +239,7 @@ pub struct Gradient2Config {
     /// How much slower than the average is no sign of overload, at least 100 %. Default 150 %.
     pub tolerance: Ratio,
     /// Windows that the long average looks back on; at least 10. Default 600.
+    #[cfg_attr(feature = "schema", schemars(range(min = 10)))]
     pub long_window: u32,
 }
 
@@ -259,8 +266,10 @@ pub struct GradientConfig {
     /// How much later than that it may be, at most, so that not all measure at once. Default 15 %.
     pub jitter: Ratio,
     /// The limit while it is measured; at least 1. Default 3.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub measure_limit: u32,
     /// Calls that a measurement takes, 1 to 10 000. Default 50.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 10_000)))]
     pub measure_samples: u32,
     /// How much slower than idle is no sign of overload. Default 25 %.
     pub buffer: Ratio,

@@ -156,6 +156,7 @@ pub struct Partition {
 
 /// Gauges and counters, read without a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Status {
     /// Calls under way.
     pub in_flight: u32,

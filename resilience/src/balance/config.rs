@@ -65,6 +65,7 @@ pub struct BalanceConfig {
     pub load_factor: Ratio,
     /// With `ring_hash`: points on the ring of an endpoint of average weight, 1 to 4,096. Default
     /// 160: libketama.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 4096)))]
     pub virtual_nodes: u32,
     /// With `ring_hash` and `maglev`: what decides where a call goes, such as
     /// `{ header = "x-user" }`, `{ cookie = "session" }`, `"path"` or `"source"`. A call that lacks

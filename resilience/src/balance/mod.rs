@@ -480,9 +480,10 @@ impl<K: Key> Balancer<K> {
     }
 
     /// Ejections so far, by what they were for.
-    pub fn ejections_by_cause(&self) -> [(Cause, u64); Cause::ALL.len()] {
-        let count = |cause| self.0.shared.ejections[cause as usize].load(Ordering::Relaxed);
-        Cause::ALL.map(|cause| (cause, count(cause)))
+    pub fn ejections_by_cause(&self) -> Vec<(Cause, u64)> {
+        let count = |cause: Cause| self.0.shared.ejections[cause as usize].load(Ordering::Relaxed);
+        let all = Cause::ALL.iter();
+        all.map(|&cause| (cause, count(cause))).collect()
     }
 
     /// Endpoints that are out at this moment by their results.

@@ -30,15 +30,18 @@ pub struct BreakerConfig {
     pub over: Window,
     /// Steps in which a window over time moves, 1 to 1000. Default 10: Hystrix
     /// `metrics.rollingStats.numBuckets`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1000)))]
     pub buckets: u32,
     /// Calls the window must hold before a share counts; a window over fewer calls is content with
     /// all of them. Default 20: Hystrix `requestVolumeThreshold`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub min_requests: u32,
     /// How long the circuit stays open before it probes. Default "5s": Hystrix
     /// `sleepWindowInMilliseconds`.
     pub open_for: Millis,
     /// What the open time is multiplied by each time the probes fail, 1 to 100. Default 2:
     /// linkerd's exponential backoff.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1.0, max = 100.0)))]
     pub open_multiplier: f64,
     /// The longest it stays open, also when the callee's `Retry-After` asks for more. Default
     /// "60s": a guess, between Envoy's 300 s and Hystrix's constant 5 s.
@@ -49,6 +52,7 @@ pub struct BreakerConfig {
     pub open_jitter: Ratio,
     /// Calls let through while half-open, 1 to 4095. Default 3: a guess; one (Hystrix) lets a
     /// single unlucky packet keep a healthy service out.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 4095)))]
     pub probes: u32,
     /// Share of the probes that must succeed to close the circuit, in (0, 1]. Not set: fewer than
     /// `failure_rate` may fail (resilience4j).
@@ -66,6 +70,7 @@ pub struct BreakerConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Mode {
     /// The results do.
     #[default]
@@ -82,6 +87,7 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum OnCancel {
     /// It failed, if it had run for `slow_after` or past its deadline: a timeout around the breaker
     /// must not hide a callee that hangs.
@@ -93,6 +99,7 @@ pub enum OnCancel {
 
 /// What shares are taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Window {
     /// The last span of time, written `"10s"`.
     Time(Millis),
@@ -160,7 +167,9 @@ impl schemars::JsonSchema for Window {
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         let text = format!("what shares are taken over, as {WINDOW_FORMS}");
-        schemars::json_schema!({ "type": "string", "description": text })
+        let time = crate::config::TIME_PATTERN;
+        let pattern = format!("^({time}|(fading )?[0-9][0-9_]* ?calls)$");
+        schemars::json_schema!({ "type": "string", "pattern": pattern, "description": text })
     }
 }
 

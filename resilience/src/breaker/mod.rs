@@ -59,11 +59,12 @@ use std::{
 };
 
 use self::core::Core;
+pub(crate) use self::tally::CLASSES;
 pub use self::{
     config::{BreakerConfig, Mode, OnCancel, Window, WindowError},
     permit::Permit,
     state::{Cause, IllegalTransition, State},
-    tally::{CLASSES, Calls},
+    tally::Calls,
     window::Counts,
 };
 use crate::{
@@ -78,6 +79,7 @@ use crate::{
 
 /// State and counters of one breaker, read without a lock.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// The state now.
     pub state: State,

@@ -115,6 +115,7 @@ impl Cause {
 
 /// A transition that a circuit does not make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IllegalTransition {
     /// The state that it is in, and stays in.
     pub from: State,

@@ -11,14 +11,14 @@ use crate::{
 ///
 /// When no call is under way: `admitted() == completed() + cancelled`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Calls {
     /// Permits that are out now.
     pub in_flight: u64,
     /// Calls that succeeded.
     pub success: u64,
-    /// Calls that failed, by class, in the order of [`FailureClass`]; a call cancelled after the
-    /// slow threshold is a `Timeout` here.
-    pub failed: [u64; CLASSES.len()],
+    /// Calls that failed, by class; a call cancelled after the slow threshold is a `Timeout` here.
+    pub(super) failed: [u64; CLASSES.len()],
     /// Calls that were asked for less.
     pub rate_limited: u64,
     /// Calls that said nothing of the callee's health.
@@ -39,8 +39,8 @@ pub struct Calls {
     pub exceeded: u64,
 }
 
-/// The classes that [`Calls::failed`] tells apart.
-pub const CLASSES: [FailureClass; 6] = [
+/// The classes that [`Calls::failed`] tells apart, in its order.
+pub(crate) const CLASSES: [FailureClass; 6] = [
     FailureClass::Connect,
     FailureClass::Timeout,
     FailureClass::Reset,

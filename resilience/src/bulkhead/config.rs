@@ -33,6 +33,7 @@ pub struct BulkheadConfig {
 pub struct QueueConfig {
     /// Calls that may wait, 1 to 1 000 000. Default 100: a guess; what a service of 10 ms a call
     /// with 10 slots works off in 100 ms.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub max: u32,
     /// How long one may wait. Default "100ms": a guess, well below the patience of a caller that
     /// waits a second; Cinnamon takes a third of the request's timeout.
@@ -117,6 +118,7 @@ impl BulkheadConfig {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Table {
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     max: u32,
     #[serde(default)]
     queue: Option<QueueConfig>,

@@ -95,6 +95,7 @@ pub struct Bulkhead(Arc<Core>);
 
 /// What a bulkhead is doing, read without a lock but for `newest_first`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Status {
     /// Calls under way.
     pub in_flight: u32,

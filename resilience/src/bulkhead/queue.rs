@@ -12,6 +12,7 @@ use crate::clock::Tick;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Order {
     /// Who came first, first: fair, and under lasting overload everybody is served just too late.
     Fifo,

@@ -6,11 +6,14 @@
 
 mod units;
 
+#[cfg(feature = "schema")]
+pub(crate) use units::TIME_PATTERN;
 pub use units::{BackoffRange, BudgetSpec, ByteSize, Millis, Rate, Ratio, ShareSpec, UnitError};
 
 /// A policy that cannot work: which field, what it says, what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path} = {value} cannot work: {allowed}")]
+#[non_exhaustive]
 pub struct PolicyError {
     /// The field's path in the document, as `retry.attempts`.
     pub path: String,

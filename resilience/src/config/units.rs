@@ -37,7 +37,7 @@ fn number_and_unit(text: &str) -> Option<(f64, &str)> {
 #[cfg(feature = "schema")]
 macro_rules! number {
     () => {
-        "[0-9]{1,9}(\\.[0-9]{1,3})?"
+        "[0-9][0-9_]{0,8}(\\.[0-9]{1,3})?"
     };
 }
 #[cfg(feature = "schema")]
@@ -46,6 +46,10 @@ macro_rules! time {
         concat!(number!(), "(us|ms|s|m|h|d)")
     };
 }
+
+/// The forms of a time, for the JSON Schema of what may be one.
+#[cfg(feature = "schema")]
+pub(crate) const TIME_PATTERN: &str = time!();
 
 /// Serde through `Display` and `FromStr`; a plain number is taken where `$number` says how. The
 /// pattern is for JSON Schema: all that it lets through is understood.
@@ -218,7 +222,7 @@ impl fmt::Display for ByteSize {
 as_text!(
     ByteSize,
     r#"a size with its unit, as "64KiB" or "10MiB""#,
-    "[0-9]{1,9}(B|kB|KB|KiB|MB|MiB|GB|GiB)"
+    "[0-9][0-9_]{0,8}(B|kB|KB|KiB|MB|MiB|GB|GiB)"
 );
 
 /// A share, written `"50%"` or `0.5`. Finite and not negative; fields narrow it further.
@@ -341,7 +345,7 @@ impl fmt::Display for Rate {
 as_text!(
     Rate,
     r#"a rate, as "50/s" or "100/s burst 200""#,
-    "[1-9][0-9]{0,8}/(s|m|h|d|[1-9][0-9]{0,8}(ms|s|m|h|d))( burst [1-9][0-9]{0,8})?"
+    "[1-9][0-9_]{0,8}/(s|m|h|d|[1-9][0-9_]{0,8}(ms|s|m|h|d))( burst [1-9][0-9_]{0,8})?"
 );
 
 /// What retries may add, written `"20%"` or `"20% min 3/s"`.

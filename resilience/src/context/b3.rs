@@ -36,6 +36,7 @@ pub static FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum TraceFormat {
     /// `traceparent` and `tracestate`.
     W3c,

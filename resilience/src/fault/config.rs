@@ -24,6 +24,7 @@ pub struct FaultConfig {
     /// Calls that may suffer at once; others pass unharmed. Not written: any number, as Envoy's
     /// `max_active_faults`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub max_active: Option<u32>,
 }
 
@@ -55,9 +56,11 @@ pub struct DelayConfig {
 pub struct AbortConfig {
     /// This HTTP status, 200 to 599.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 200, max = 599)))]
     pub status: Option<u16>,
     /// This gRPC status, 0 to 16, in an answer without a body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(max = 16)))]
     pub grpc_status: Option<u8>,
     /// No answer: the call fails as if its connection had broken.
     #[serde(default)]

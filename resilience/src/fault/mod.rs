@@ -99,6 +99,7 @@ impl Default for KillSwitch {
 
 /// What happens in a call's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Abort {
     /// An answer with this status.
     Status(StatusCode),
@@ -111,6 +112,7 @@ pub enum Abort {
 /// What a call is to suffer. While it lives, the fault is active.
 #[derive(Debug)]
 #[must_use = "a fault that is dropped harms nobody"]
+#[non_exhaustive]
 pub struct Fault {
     /// To wait before all else.
     pub delay: Option<Duration>,
@@ -121,6 +123,7 @@ pub struct Fault {
 
 /// Counters, read without a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Status {
     /// Calls that suffer now.
     pub active: u32,

@@ -19,6 +19,7 @@ pub struct HedgeConfig {
     /// latency that so many calls stay below ("p95"). Default "p95": Dean and Barroso.
     pub after: HedgeAfter,
     /// Hedges of one call, 1 to 4. Default 1: Finagle and failsafe-go; gRPC caps all tries at 5.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 4)))]
     pub max: u32,
     /// A measured latency below this counts as this. Default "1ms": Finagle; a timer is no finer.
     pub min_delay: Millis,
@@ -29,6 +30,7 @@ pub struct HedgeConfig {
     pub window: Millis,
     /// Latencies that the window must hold before a quantile of them means anything; never fewer
     /// than it takes for one of them to lie above it. Default 20: one in twenty is above "p95".
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub min_samples: u32,
     /// Hedge calls that are not idempotent (POST, PATCH; all of gRPC) too: both tries may be
     /// processed. Default false. One call is marked with [`Idempotent`](crate::retry::Idempotent).
@@ -130,6 +132,7 @@ impl HedgeConfig {
 /// When a hedge is due.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[non_exhaustive]
 pub enum HedgeAfter {
     /// After a fixed time, written `"50ms"`.
     Fixed(Millis),
@@ -179,8 +182,10 @@ impl schemars::JsonSchema for HedgeAfter {
         "HedgeAfter".into()
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let time = crate::config::TIME_PATTERN;
         schemars::json_schema!({
             "type": "string",
+            "pattern": format!("^({time}|p[0-9]{{2}}([.][0-9]+)?)$"),
             "description": r#"a duration as "50ms", or a quantile of latencies as "p95""#,
         })
     }

@@ -103,6 +103,7 @@ struct Counters {
 
 /// What hedges came to so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HedgeStats {
     /// Hedges sent, those that a policy further in refused included.
     pub sent: u64,

@@ -11,6 +11,7 @@ use crate::config::{Millis, PolicyError, ensure};
 pub struct KeyedConfig {
     /// Keys tracked at once, 1 to 16 777 216. Default 10 000: a guess, ten megabytes of breakers;
     /// more routes than any gateway we have seen, fewer than an attacker can invent.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 16_777_216)))]
     pub capacity: u32,
     /// A key not asked for during this long is forgotten, unless its core must stay. Default
     /// "10m": a guess, long against any open time and short against a deployment.

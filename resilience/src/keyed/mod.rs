@@ -75,6 +75,7 @@ pub trait Keep: Clone {
 
 /// What a lookup finds.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Found<C> {
     /// The key's own core, or the overflow core.
     pub core: C,
@@ -84,6 +85,7 @@ pub struct Found<C> {
 
 /// Counters of a table, read without a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct KeyedStats {
     /// Keys tracked now.
     pub tracked: u32,

@@ -49,6 +49,7 @@ pin_project! {
 
 /// Why a guarded body broke off. The message must then be cut, never ended as if complete.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum BodyError {
     /// The call's deadline passed.
     Deadline,

@@ -24,6 +24,7 @@ use crate::{
 
 /// Marks an answer that a fault has touched: an extension of the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Injected {
     /// The call was delayed.
     pub delay: bool,

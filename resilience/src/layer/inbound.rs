@@ -103,6 +103,7 @@ pub struct Caller {
 
 /// A request that is not taken on.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Refused {
     /// Who refused, why, and when to come back.
     pub rejected: Rejected,

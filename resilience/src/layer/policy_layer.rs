@@ -78,6 +78,7 @@ pub type AdaptiveLayer = PolicyLayer<AdaptiveLimit>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum CompletionPoint {
     /// When the head of its answer is there: for bodies that stream for hours.
     Headers,

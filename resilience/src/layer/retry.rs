@@ -109,6 +109,7 @@ struct Counters {
 
 /// What retries came to so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RetryStats {
     /// Tries after the first.
     pub retries: u64,

@@ -25,6 +25,7 @@ use crate::{clock::nanos, config::BackoffRange, rng::Rng};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Jitter {
     /// Anything up to the growing top.
     #[default]

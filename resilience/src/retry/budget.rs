@@ -89,6 +89,7 @@ pub struct Budget(Arc<Core>);
 
 /// What has been taken and refused so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counts {
     /// Retries and hedges that were paid for.
     pub withdrawn: u64,

@@ -22,9 +22,11 @@ use crate::{
 #[serde(deny_unknown_fields, default)]
 pub struct RetryConfig {
     /// Tries after the first. Default 2: AWS SDKs make 3 attempts in all.
+    #[cfg_attr(feature = "schema", schemars(range(max = 10)))]
     pub attempts: u32,
     /// Answers that are tried again. Default 502, 503, 504: what proxies answer for a callee that
     /// is not there.
+    #[cfg_attr(feature = "schema", schemars(inner(range(min = 400, max = 599))))]
     pub codes: Vec<u16>,
     /// gRPC statuses that are tried again. Default `UNAVAILABLE`: the one that gRPC's documentation
     /// calls transient.
@@ -67,6 +69,7 @@ pub struct RetryConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum ErrorClass {
     /// No connection came about.
     Connect,

@@ -27,10 +27,13 @@ use crate::{
 #[serde(deny_unknown_fields, default)]
 pub struct CostConfig {
     /// Tokens of a full bucket; at least 1. Default 500: AWS SDKs.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub tokens: u32,
     /// What a retry costs; at least 1. Default 5: AWS SDKs.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub retry: u32,
     /// What a retry after a timeout costs; at least 1. Default 10: AWS SDKs.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub after_timeout: u32,
     /// What a call that succeeds at the first try earns. Default 1: AWS SDKs.
     pub success: u32,

@@ -14,6 +14,7 @@ pub struct ShedConfig {
     /// How long waits are collected before the cursor moves. Default "1s": DAGOR.
     pub window: Millis,
     /// Waits after which it moves even earlier, 1 to 500 000. Default 2000: DAGOR.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 500_000)))]
     pub samples: u32,
     /// How much less is admitted after an overloaded window, in (0, 1). Default 5 %: DAGOR's α.
     pub decrease: Ratio,

@@ -149,6 +149,7 @@ pub struct Shedder(Arc<Core>);
 
 /// Gauges and counters, read without a lock.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Status {
     /// The first priority that does not pass as a whole; `None` if all do.
     pub cursor: Option<Priority>,

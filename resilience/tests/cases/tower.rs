@@ -195,6 +195,7 @@ async fn make(
             lock(&seen).broke = Some(match error {
                 BodyError::Deadline => "deadline".to_owned(),
                 BodyError::Inner(error) => error.to_string(),
+                other => other.to_string(),
             });
             break;
         }

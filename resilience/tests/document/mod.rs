@@ -1,6 +1,9 @@
 //! The shipped `deploy/config/policy.toml`: every key of the policy is in it, and what it calls a
 //! default is one.
 
+#[cfg(feature = "schema")]
+mod schema;
+
 use selvedge_resilience::{
     TrafficPolicy, adaptive::AdaptiveConfig, breaker::BreakerConfig, bulkhead::BulkheadConfig,
     fallback::FallbackConfig, fault::FaultConfig, hedge::HedgeConfig, retry::RetryConfig,

@@ -13,15 +13,19 @@ use crate::config::{Millis, PolicyError, Ratio, ensure};
 pub struct OutlierConfig {
     /// Failed answers, timeouts and broken streams in a row that eject; 0 is off. Default 5: Envoy
     /// `consecutive_5xx`.
+    #[cfg_attr(feature = "schema", schemars(range(max = 65_535)))]
     pub consecutive_5xx: u32,
     /// Gateway errors (502, 503, 504), timeouts and broken streams in a row that eject; 0 is off.
     /// Default 0: Envoy enforces its 5 at 0 %.
+    #[cfg_attr(feature = "schema", schemars(range(max = 65_535)))]
     pub consecutive_gateway: u32,
     /// Failed connections, timeouts and broken streams in a row that eject; 0 is off. Default 5:
     /// Envoy `consecutive_local_origin_failure`.
+    #[cfg_attr(feature = "schema", schemars(range(max = 65_535)))]
     pub consecutive_local_origin: u32,
     /// Failed connections in a row that eject; 0 is off. Default 1: nginx `max_fails`; a refused
     /// connection is a fact, not a symptom, and whoever restarts registers anew.
+    #[cfg_attr(feature = "schema", schemars(range(max = 65_535)))]
     pub consecutive_connect: u32,
     /// How often endpoints are compared, and after how long without an ejection the next one is a
     /// step shorter; more than "0s". Default "10s": Envoy `interval`.
@@ -79,9 +83,11 @@ pub struct SuccessRateConfig {
     /// Endpoints that must have been called enough; at least 2. Default 5: Envoy
     /// `success_rate_minimum_hosts`. One outlier of n is at most √(n − 1) σ away: below 5 it could
     /// not be seen.
+    #[cfg_attr(feature = "schema", schemars(range(min = 2)))]
     pub min_hosts: u32,
     /// Calls in an interval that are enough; at least 1. Default 100: Envoy
     /// `success_rate_request_volume`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub min_requests: u32,
     /// Standard deviations (of the population) below the mean; more than 0. Default 1.9: Envoy
     /// `success_rate_stdev_factor` 1900.
@@ -115,9 +121,11 @@ pub struct FailurePercentageConfig {
     pub threshold: Ratio,
     /// Endpoints that must have been called enough; at least 1. Default 5: Envoy
     /// `failure_percentage_minimum_hosts`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub min_hosts: u32,
     /// Calls in an interval that are enough; at least 1. Default 50: Envoy
     /// `failure_percentage_request_volume`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub min_requests: u32,
 }
 
@@ -148,8 +156,10 @@ pub struct LatencyOutlierConfig {
     /// How much slower in any case. Default "50ms": a guess; three times nothing is nothing.
     pub min_gap: Millis,
     /// Endpoints that must have been called enough; at least 3. Default 5: as the others.
+    #[cfg_attr(feature = "schema", schemars(range(min = 3)))]
     pub min_hosts: u32,
     /// Answers in an interval that are enough; at least 1. Default 50: as `failure_percentage`.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub min_requests: u32,
 }
 

@@ -60,7 +60,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them, in the order of their counters.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: &'static [Self] = &[
         Self::Consecutive5xx,
         Self::ConsecutiveGateway,
         Self::ConsecutiveLocalOrigin,

@@ -30,6 +30,7 @@ pub(super) const LANES: usize = if cfg!(loom) { 1 } else { 4 };
 
 /// What a window holds at an instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Counts {
     /// Calls that count.
     pub total: u32,
