@@ -12,27 +12,36 @@ use axum::{
 use selvedge_registry::problem::{CONTENT_TYPE, Problem};
 use selvedge_resilience::{
     Policy,
-    bulkhead::Bulkhead,
-    layer::{BulkheadLayer, Error, TimeoutLayer},
+    layer::{ContextLayer, Error, Inbound, InboundLayer, TimeoutLayer},
 };
 use tower::ServiceBuilder;
 
 /// How long an answer may take, where the caller did not say less (`grpc-timeout`,
 /// `x-envoy-expected-rq-timeout-ms` and the like are read).
 const LIMIT: Duration = Duration::from_secs(5);
-/// Requests at once: beyond it, waiting would only make every answer late.
-const AT_ONCE: u32 = 200;
+/// What it takes on: the half of a policy that protects a service from its callers.
+const INBOUND: &str = r#"
+shed       = {}
+rate_limit = { rate = "1000/s", by = "all" }
+bulkhead   = 200
+"#;
 
-/// `routes` behind a deadline and a bulkhead.
-pub(crate) fn protected(routes: Router) -> Router {
+/// `routes` behind a deadline, and behind limits that refuse what matters least first.
+pub(crate) fn protected(routes: Router) -> anyhow::Result<Router> {
+    Ok(by(Inbound::new(toml::from_str(INBOUND)?)?, routes))
+}
+
+/// The same with other limits.
+pub(crate) fn by(inbound: Inbound, routes: Router) -> Router {
     let refuse = |error: Error<Infallible>| async move { refused(&error) };
     let layers = ServiceBuilder::new()
-        // axum wants answers, not errors: a refusal becomes one.
+        // Reads trace, deadline and priority; a handler passes them on with `propagate`.
+        .layer(ContextLayer::new())
+        // axum wants answers, not errors: a deadline that passes becomes one.
         .layer(HandleErrorLayer::new(refuse))
-        // Each layer's error wraps the inner one's; this makes one of two.
-        .map_err(|error: Error<Error<Infallible>>| Error::flat(error))
         .layer(TimeoutLayer::new(LIMIT))
-        .layer(BulkheadLayer::new(Bulkhead::new(AT_ONCE)));
+        // What this one refuses it answers itself, with `Retry-After`.
+        .layer(InboundLayer::new(inbound));
     routes.layer(layers)
 }
 

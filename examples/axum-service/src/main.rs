@@ -23,9 +23,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{
-    Router,
+    Extension, Router,
     extract::{Path, State},
-    http::{HeaderMap, Request},
+    http::Request,
     response::Response,
     routing::get,
 };
@@ -40,6 +40,7 @@ use selvedge_registry::{
         telemetry::{self, TelemetryConfig},
     },
 };
+use selvedge_resilience::context::CallContext;
 
 use crate::outbound::Callee;
 
@@ -103,7 +104,7 @@ fn app(registry: &RegistryClient) -> anyhow::Result<Router> {
         .route("/greet/{name}", get(greet))
         .route("/quote/{sku}", get(quote))
         .with_state(Arc::new(pricing));
-    Ok(inbound::protected(routes))
+    inbound::protected(routes)
 }
 
 async fn greet(Path(name): Path<String>) -> String {
@@ -113,11 +114,11 @@ async fn greet(Path(name): Path<String>) -> String {
 async fn quote(
     State(pricing): State<Arc<Callee>>,
     Path(sku): Path<u32>,
-    headers: HeaderMap,
+    Extension(context): Extension<CallContext>,
 ) -> Result<String, Response> {
     let request = Request::get(format!("/prices/{sku}")).body(Full::<Bytes>::default());
     let request = request.map_err(|error| inbound::broken(&error))?;
-    let answer = pricing.call(request, &headers).await;
+    let answer = pricing.call(request, &context).await;
     let answer = answer.map_err(|error| inbound::refused(&error))?;
     let price = String::from_utf8_lossy(answer.body()).into_owned();
     if answer.status().is_success() {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use axum::http::{HeaderMap, Request, Response, Uri, uri::PathAndQuery};
+use axum::http::{Request, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::{
@@ -16,7 +16,8 @@ use selvedge_registry::{
 use selvedge_resilience::{
     TrafficPolicy,
     balance::Member,
-    layer::{BoxError, Error, ReplayBody, ServiceTransport, Stack},
+    context::CallContext,
+    layer::{BoxError, Error, ReplayBody, ServiceTransport, Stack, over_http, propagate},
 };
 
 /// An endpoint: a restart on the same address is another one, with a clean record.
@@ -55,21 +56,17 @@ impl Callee {
         })
     }
 
-    /// Makes one call and reads its whole answer. `incoming` is the head of the request that this
-    /// call is made for: its trace goes on.
+    /// Makes one call and reads its whole answer. `context` is that of the request that this
+    /// call is made for: its trace goes on, and its deadline counts for this call too.
     ///
     /// # Errors
     /// [`Error::Rejected`] by a policy, [`Error::Service`] if the last try failed.
     pub(crate) async fn call(
         &self,
         mut request: Request<Full<Bytes>>,
-        incoming: &HeaderMap,
+        context: &CallContext,
     ) -> Result<Response<Bytes>, Error<BoxError>> {
-        for name in ["traceparent", "tracestate"] {
-            if let Some(value) = incoming.get(name) {
-                request.headers_mut().insert(name, value.clone());
-            }
-        }
+        propagate(context, &mut request);
         let answer = self.stack.call(&self.transport, request, ()).await?;
         let (head, body) = answer.into_parts();
         // The call ends with its body: breaker and balancer count it then.
@@ -80,11 +77,7 @@ impl Callee {
 }
 
 fn aim((addr, _): &Key, request: &mut Request<Body>) {
-    let path = request.uri().path_and_query().cloned();
-    let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if let Ok(uri) = format!("http://{addr}{path}").parse::<Uri>() {
-        *request.uri_mut() = uri;
-    }
+    over_http(addr, request);
 }
 
 /// Tells the balancer of every change.

@@ -5,7 +5,10 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use axum::{body::Body, http::StatusCode};
+use axum::{
+    body::Body,
+    http::{HeaderMap, StatusCode},
+};
 use http_body_util::BodyExt;
 use selvedge_registry::{
     client::{Call, Registration},
@@ -139,4 +142,18 @@ async fn a_policy_that_is_published_is_enforced_without_a_restart() {
     let retries = "retry = { attempts = 2, backoff = \"1ms\", budget = \"100% min 100/s\" }\n";
     assert_eq!(publish(&registry, retries).await, 200);
     until(|good| good == 10).await;
+}
+
+#[tokio::test]
+async fn who_asks_for_too_much_is_told_when_to_come_back() {
+    let limits = toml::from_str(r#"rate_limit = { rate = "2/h", by = "all" }"#).expect("limits");
+    let inbound = selvedge_resilience::layer::Inbound::new(limits).expect("valid");
+    let app = inbound::by(inbound, Router::new().route("/greet/{name}", get(greet)));
+    for expected in [StatusCode::OK, StatusCode::OK] {
+        assert_eq!(ask(&app, "/greet/you").await.0, expected);
+    }
+    let (status, headers, text) = ask(&app, "/greet/you").await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{text}");
+    assert!(headers.contains_key("retry-after"), "{headers:?}");
+    assert!(text.contains("rate_limit"), "{text}");
 }
