@@ -119,3 +119,62 @@ to = "pricing"
     assert_eq!(code, 200, "{text}");
     eventually("all of its time", || asked("shop") == 200);
 }
+
+#[test]
+fn who_asks_the_same_at_the_same_time_shares_one_call_and_its_failure() {
+    let slow = Upstream::slow("pricing", Duration::from_millis(500));
+    let gateway = Gateway::start(&format!(
+        r#"
+[listeners.http]
+bind = "127.0.0.1:0"
+[policies.one]
+coalesce = {{}}
+[policies.hasty]
+coalesce = {{}}
+timeouts = {{ request = "10s", backendRequest = "200ms" }}
+[services.pricing]
+endpoints = ["{0}"]
+policy = "one"
+[services.hasty]
+endpoints = ["{0}"]
+policy = "hasty"
+[[routes]]
+name = "hasty"
+hosts = ["hasty"]
+to = "hasty"
+[[routes]]
+name = "all"
+to = "pricing"
+"#,
+        slow.addr
+    ));
+    let together = |host: &'static str| -> Vec<String> {
+        std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| gateway.get(host, "/")))
+                .collect();
+            let answers = asked.into_iter().map(|it| it.join().expect("no panic"));
+            answers.collect()
+        })
+    };
+    let answers = together("shop");
+    assert!(answers.iter().all(|it| status(it) == 200), "{answers:?}");
+    assert_eq!(slow.requests(), 1, "one call for all of them");
+    let clusters = gateway.admin("/clusters");
+    assert!(clusters.contains(r#""answered":7"#), "{clusters}");
+    let metrics = gateway.admin("/metrics");
+    let answered = metrics.lines().find(|line| {
+        line.starts_with("selvedge_coalesce_ended_total")
+            && line.contains(r#"service="pricing""#)
+            && line.contains(r#"end="answered""#)
+    });
+    assert!(
+        answered.is_some_and(|line| line.ends_with(" 7")),
+        "{metrics}"
+    );
+    // One after the other is not at the same time.
+    assert_eq!(status(&gateway.get("shop", "/")), 200);
+    assert_eq!(slow.requests(), 2);
+    let answers = together("hasty");
+    assert!(answers.iter().all(|it| status(it) >= 500), "{answers:?}");
+}

@@ -5,6 +5,7 @@
 //! | what goes wrong | what helps | here |
 //! |---|---|---|
 //! | one try fails, the next would not | retry with backoff, on a budget | [`retry`] |
+//! | many ask the same at the same time | one call for all of them | [`coalesce`] |
 //! | one try of many is far slower than the rest | a second one beside it, on the same budget | [`hedge`] |
 //! | the callee is down and calls pile up | circuit breaker | [`breaker`] |
 //! | the callee is slow and calls pile up | deadline, bulkhead | [`TimeoutLayer`], [`bulkhead`] |
@@ -83,7 +84,7 @@
 //! # The order
 //!
 //! ```text
-//! calling:    fallback → total deadline → retry and hedge on one budget
+//! calling:    fallback → coalesce → total deadline → retry and hedge on one budget
 //!               → each try: throttle → breaker → bulkhead, adaptive limit → rate limit
 //!                           → balancer + outlier → per-try timeout → fault → transport
 //! being called: shed → reject expired → rate limit → bulkhead → adaptive limit → handler
@@ -98,6 +99,8 @@
 //!   outlier ejection for one endpoint of it; neither can do the other's work.
 //! - Faults innermost, fallback outermost: a fault must pass everything that is to be tested with it,
 //!   and a fallback must see everything that can fail.
+//! - Coalescing outside the deadline and retry: who waits for another's call makes no try and pays
+//!   for none; it waits no longer than its own deadline.
 //! - Shedding first: it is cheapest, and looks at the wait of all that follows.
 //!
 //! # The traps
@@ -120,6 +123,9 @@
 //!   protects the process; quotas of customers need a count that all share.
 //! - **A call ends with its body.** A permit given back at the headers limits nothing for a service
 //!   that streams. All layers here hold theirs to the last byte.
+//! - **Coalesced callers must be alike.** One answer for two people is a leak. The key holds host, path,
+//!   `Authorization` and the headers that answers vary by, and cookies are left alone; if your service
+//!   looks at anything else (`x-tenant`, a client certificate), say so in `headers` or do not coalesce.
 //! - **A fallback that nobody sees is an outage that nobody sees.** Answers are marked, and counted.
 //! - **Failing fast is not free**: callers that get an error in a millisecond ask again in a
 //!   millisecond. Refusals carry `Retry-After`, and [`throttle`] makes a client obey what it feels.
@@ -167,6 +173,7 @@ pub mod breaker;
 pub mod bulkhead;
 pub mod classify;
 mod clock;
+pub mod coalesce;
 pub mod config;
 pub mod context;
 pub mod events;

@@ -100,6 +100,8 @@ pub enum Policy {
     Throttle,
     /// Fault injection.
     Fault,
+    /// Coalescing: the call that another caller made for this one.
+    Coalesce,
 }
 
 impl Policy {
@@ -116,6 +118,7 @@ impl Policy {
             Self::Shed => "shed",
             Self::Throttle => "throttle",
             Self::Fault => "fault",
+            Self::Coalesce => "coalesce",
         }
     }
 }
@@ -152,6 +155,8 @@ pub enum Reason {
     Throttled,
     /// A fault was injected on purpose.
     Injected,
+    /// The call that was made for this one too has failed.
+    LeaderFailed,
 }
 
 impl Reason {
@@ -172,6 +177,7 @@ impl Reason {
             Self::Overloaded => "overloaded",
             Self::Throttled => "throttled",
             Self::Injected => "injected",
+            Self::LeaderFailed => "leader_failed",
         }
     }
 }
@@ -218,6 +224,7 @@ impl Rejected {
             (Policy::Balancer, _) => "UH",
             (Policy::Shed, _) => "OM",
             (Policy::Fault, _) => "FI",
+            (Policy::Coalesce, _) => "UC",
             (Policy::Breaker | Policy::Bulkhead | Policy::AdaptiveLimit | Policy::Throttle, _) => {
                 "UO"
             }

@@ -12,6 +12,7 @@ use crate::{
     balance::{BalanceConfig, OutlierConfig},
     breaker::BreakerConfig,
     bulkhead::BulkheadConfig,
+    coalesce::CoalesceConfig,
     config::{Millis, PolicyError, Rate, ensure},
     fallback::FallbackConfig,
     fault::FaultConfig,
@@ -67,6 +68,9 @@ pub struct TrafficPolicy {
     /// What is answered where there would be no answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<FallbackConfig>,
+    /// When many who ask the same at the same time get the answer of one call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coalesce: Option<CoalesceConfig>,
     /// Which endpoint takes a try.
     pub balance: BalanceConfig,
     /// What the service takes on; enforced before its handler, not by its callers.
@@ -174,6 +178,9 @@ impl TrafficPolicy {
         if let Some(fallback) = &self.fallback {
             fallback.validate().map_err(|e| e.within("fallback"))?;
         }
+        if let Some(coalesce) = &self.coalesce {
+            coalesce.validate().map_err(|e| e.within("coalesce"))?;
+        }
         self.inbound.validate().map_err(|e| e.within("inbound"))?;
         self.balance.validate().map_err(|e| e.within("balance"))?;
         self.outlier.validate().map_err(|e| e.within("outlier"))
@@ -229,6 +236,12 @@ mod tests {
             ("bulkhead = 0", "bulkhead.max"),
             ("concurrency = { min = 0 }", "concurrency.min"),
             (r#"throttle = { window = "0s" }"#, "throttle.window"),
+            (r#"coalesce = { body = "0B" }"#, "coalesce.body"),
+            (r#"coalesce = { body = "17MiB" }"#, "coalesce.body"),
+            ("coalesce = { keys = 0 }", "coalesce.keys"),
+            (r#"coalesce = { gather = "0s" }"#, "coalesce.gather"),
+            (r#"coalesce = { headers = ["a b"] }"#, "coalesce.headers"),
+            (r#"coalesce = { headers = ["Cookie"] }"#, "coalesce.headers"),
             ("balance = { virtual_nodes = 0 }", "balance.virtual_nodes"),
             (
                 r#"balance = { hash_on = { header = "a b" } }"#,

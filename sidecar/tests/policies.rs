@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::CONTENT_TYPE;
 use selvedge_registry::client::{Call, RegistryClient};
 
-use crate::support::{App, Registry, Sidecar, ask, eventually, status};
+use crate::support::{App, Registry, Sidecar, ask, eventually, status, talk};
 
 /// As `selvedge policy put` does. The answer's status and document.
 fn publish(registry: &Registry, service: &str, policy: &str) -> (u16, String) {
@@ -114,4 +114,61 @@ fn an_app_takes_on_what_is_published_for_it() {
     let (code, text) = publish(&registry, "orders", "bulkhead = 5\n");
     assert_eq!(code, 200, "{text}");
     eventually("as many as come", || asked() == 200);
+}
+
+#[test]
+fn who_asks_the_same_at_the_same_time_shares_one_call() {
+    let (app, registry) = (App::start("pricing"), Registry::start());
+    let _held = registry.register("pricing", &app);
+    let sidecar = Sidecar::start(&format!(
+        "[registry]\nservers = [\"{}\"]\n[outbound.policies]\npricing = \"one\"\n\
+         [policies.one]\ncoalesce = {{ headers = [\"accept\"], body = \"1KiB\" }}\n",
+        registry.url()
+    ));
+    let outbound = sidecar.port("outbound");
+    eventually("it is found", || {
+        ask(outbound, "pricing", "/").is_some_and(|answer| status(&answer) == 200)
+    });
+    let before = app.requests();
+    let together = |heads: &[String]| -> Vec<String> {
+        std::thread::scope(|scope| {
+            let asked: Vec<_> = heads
+                .iter()
+                .map(|head| scope.spawn(move || talk(outbound, head)))
+                .collect();
+            let answers = asked.into_iter().map(|it| it.join().expect("no panic"));
+            answers.map(|it| it.expect("an answer")).collect()
+        })
+    };
+    let get = |more: &str| {
+        format!("GET /slow HTTP/1.1\r\nhost: pricing\r\n{more}connection: close\r\n\r\n")
+    };
+    let answers = together(&vec![get(""); 8]);
+    assert!(answers.iter().all(|it| status(it) == 200), "{answers:?}");
+    let body = |answer: &str| answer.split_once("\r\n\r\n").map(|it| it.1.to_owned());
+    assert!(answers.iter().all(|it| body(it) == body(&answers[0])));
+    assert_eq!(app.requests() - before, 1, "one call for all of them");
+    let clusters = sidecar.admin("/clusters");
+    assert!(clusters.contains(r#""answered":7"#), "{clusters}");
+    let metrics = sidecar.admin("/metrics");
+    let answered = metrics.lines().find(|line| {
+        line.starts_with("selvedge_coalesce_ended_total")
+            && line.contains(r#"service="pricing""#)
+            && line.contains(r#"end="answered""#)
+    });
+    assert!(
+        answered.is_some_and(|line| line.ends_with(" 7")),
+        "{metrics}"
+    );
+    // Each of these asks something else, or for itself.
+    let before = app.requests();
+    let answers = together(&[
+        get("authorization: Bearer a\r\n"),
+        get("authorization: Bearer b\r\n"),
+        get("accept: text/html\r\n"),
+        get("cookie: s=1\r\n"),
+        get("cookie: s=1\r\n"),
+    ]);
+    assert!(answers.iter().all(|it| status(it) == 200), "{answers:?}");
+    assert_eq!(app.requests() - before, 5);
 }

@@ -18,7 +18,7 @@ use super::metrics::Metrics;
 
 /// Every metric of a policy, and what it says. Prometheus spells the dots as underscores and adds
 /// the unit and `_total`.
-pub const POLICY_METRICS: [(&str, &str); 50] = [
+pub const POLICY_METRICS: [(&str, &str); 56] = [
     ("selvedge.adaptive.dropped", "Calls that counted as dropped"),
     (
         "selvedge.adaptive.stale",
@@ -68,6 +68,27 @@ pub const POLICY_METRICS: [(&str, &str); 50] = [
         "selvedge.breaker.transitions",
         "Changes of the circuit's state",
     ),
+    (
+        "selvedge.coalesce.ended",
+        "Calls that waited for another's, by how their wait ended",
+    ),
+    (
+        "selvedge.coalesce.followers",
+        "Calls that began to wait for another's",
+    ),
+    (
+        "selvedge.coalesce.full",
+        "Calls that went by themselves for want of room",
+    ),
+    (
+        "selvedge.coalesce.inflight",
+        "Calls under way that others may wait for",
+    ),
+    (
+        "selvedge.coalesce.leaders",
+        "Calls made that others could wait for",
+    ),
+    ("selvedge.coalesce.waiting", "Calls that wait for another's"),
     (
         "selvedge.fault.active",
         "Calls that suffer an injected fault",

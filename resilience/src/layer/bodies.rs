@@ -7,18 +7,34 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::BoxError;
 
-/// A body that is known as a whole; may be empty.
+/// A body that is known as a whole; may be empty. Its clones share the bytes.
 #[derive(Debug, Clone, Default)]
-pub struct FixedBody(Option<Bytes>);
+pub struct FixedBody {
+    data: Option<Bytes>,
+    trailers: Option<Box<HeaderMap>>,
+}
 
 impl From<Bytes> for FixedBody {
     fn from(bytes: Bytes) -> Self {
-        Self((!bytes.is_empty()).then_some(bytes))
+        Self {
+            data: (!bytes.is_empty()).then_some(bytes),
+            trailers: None,
+        }
+    }
+}
+
+impl FixedBody {
+    /// Trailers behind it.
+    #[must_use]
+    pub(super) fn with_trailers(mut self, trailers: Option<HeaderMap>) -> Self {
+        self.trailers = trailers.map(Box::new);
+        self
     }
 }
 
@@ -30,15 +46,26 @@ impl Body for FixedBody {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+        let frame = match self.data.take() {
+            Some(data) => Some(Frame::data(data)),
+            None => self.trailers.take().map(|all| Frame::trailers(*all)),
+        };
+        Poll::Ready(frame.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_none()
+        self.data.is_none() && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
+        let length = self.data.as_ref().map_or(0, |data| data.len() as u64);
+        // HTTP/1 has no trailers behind a body whose length it has announced.
+        let mut hint = SizeHint::new();
+        hint.set_lower(length);
+        if self.trailers.is_none() {
+            hint.set_exact(length);
+        }
+        hint
     }
 }
 

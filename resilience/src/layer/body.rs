@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
-use super::{BoxError, CallGuard, Completes};
+use super::{BoxError, CallGuard, Completes, coalesce::Front};
 use crate::{
     classify::GrpcCode,
     outcome::{FailureClass, Outcome},
@@ -33,6 +33,8 @@ pin_project! {
         deadline: Option<Instant>,
         // Only for a body that keeps us waiting: most arrive together with their head.
         timer: Option<Pin<Box<Sleep>>>,
+        // What was read of it before it was handed on.
+        front: Option<Box<Front<BodyError>>>,
     }
 
     impl<B, G: Completes> PinnedDrop for GuardedBody<B, G> {
@@ -95,11 +97,18 @@ impl<B: Body, G: Completes> GuardedBody<B, G> {
             outcome,
             deadline,
             timer: None,
+            front: None,
         }
     }
 }
 
 impl<B, G: Completes> GuardedBody<B, G> {
+    /// Puts back what was read of it.
+    pub(super) fn with_front(mut self, front: Front<BodyError>) -> Self {
+        self.front = (!front.is_empty()).then(|| Box::new(front));
+        self
+    }
+
     /// A body that nothing depends on.
     pub(super) fn free(inner: B) -> Self {
         Self {
@@ -108,6 +117,7 @@ impl<B, G: Completes> GuardedBody<B, G> {
             outcome: Outcome::Ignored,
             deadline: None,
             timer: None,
+            front: None,
         }
     }
 }
@@ -137,6 +147,14 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut this = self.project();
+        if let Some(front) = this.front
+            && let Some(frame) = front.next()
+        {
+            if front.is_empty() {
+                *this.front = None;
+            }
+            return Poll::Ready(Some(frame));
+        }
         match this.inner.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(outcome) = frame.trailers_ref().and_then(grpc_outcome) {
@@ -180,11 +198,15 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.front.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let rest = self.inner.size_hint();
+        match &self.front {
+            Some(front) => front.hint(&rest),
+            None => rest,
+        }
     }
 }
 

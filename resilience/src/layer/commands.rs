@@ -72,8 +72,8 @@ impl Event {
         match rejected.policy {
             Policy::Breaker => Self::ShortCircuited,
             Policy::Deadline => Self::Timeout,
-            // Nobody could take it; a fault is a failure on purpose.
-            Policy::Balancer | Policy::Fault => Self::Failure,
+            // Nobody could take it; a fault is a failure on purpose; another's call failed for it too.
+            Policy::Balancer | Policy::Fault | Policy::Coalesce => Self::Failure,
             _ => Self::Rejected,
         }
     }

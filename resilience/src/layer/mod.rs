@@ -5,6 +5,7 @@
 //! | [`BreakerLayer`], [`BulkheadLayer`], [`RateLimitLayer`] | one policy around any HTTP service |
 //! | [`KeyedLayer`], [`KeyedRateLimitLayer`] | one of them for each key of a request |
 //! | [`QueueLayer`] | a limit before which a bounded number of calls may wait |
+//! | [`CoalesceLayer`] | one call for all who ask the same at the same time |
 //! | [`FallbackLayer`] | a worse answer where there would be none |
 //! | [`FaultLayer`] | delays and failures on purpose |
 //! | [`shed()`] | refusing what matters least, by the wait that it causes |
@@ -28,6 +29,7 @@
 
 mod bodies;
 mod body;
+mod coalesce;
 pub(crate) mod commands;
 mod context;
 mod deadline;
@@ -60,6 +62,7 @@ use self::slot::Patience;
 pub use self::{
     bodies::{EitherBody, FixedBody},
     body::{BodyError, GuardedBody},
+    coalesce::{CoalesceFuture, CoalesceLayer, CoalesceService, CoalescedBody},
     context::{ContextLayer, ContextService, propagate, propagate_as},
     deadline::{DeadlineFuture, DeadlineLayer, DeadlineService},
     fallback::{

@@ -15,8 +15,8 @@ use crate::outcome::{FailureClass, Policy, Rejected};
 
 /// Takes a request to the endpoint that the balancer picked.
 pub trait Transport<K, B> {
-    /// The body of an answer.
-    type Body: Body<Data = Bytes, Error: Into<BoxError>>;
+    /// The body of an answer. One that is not `Unpin` is boxed: its first bytes may be looked at.
+    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Unpin;
     /// Why there is none.
     type Error: TransportError;
 
@@ -152,7 +152,7 @@ where
     S: Service<Request<ReplayBody<B>>, Response = Response<RB>> + Clone + Send + Sync,
     S::Error: Into<BoxError> + Send,
     S::Future: Send,
-    RB: Body<Data = Bytes, Error: Into<BoxError>>,
+    RB: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
     F: Fn(&K, &mut Request<ReplayBody<B>>) + Sync,
     K: Sync,
     B: Send,
@@ -212,7 +212,7 @@ where
     S: Service<Request<ReplayBody<B>>, Response = Response<RB>> + Send,
     S::Error: Into<BoxError> + Send,
     S::Future: Send,
-    RB: Body<Data = Bytes, Error: Into<BoxError>>,
+    RB: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
     K: Sync,
     B: Send,
 {

@@ -8,6 +8,7 @@ use crate::{
     balance::{Balancer, Key},
     breaker::{CLASSES, CircuitBreaker, State},
     bulkhead::Bulkhead,
+    coalesce::Coalescer,
     fault::Faults,
     hedge::Hedge,
     keyed::KeyedStats,
@@ -171,6 +172,25 @@ pub(crate) fn budget(core: &Budget, now: Instant, emit: &mut Emitter<'_, '_>) {
         (Reason::Full, counts.capped),
     ];
     emit.reasons("selvedge.retry.budget.refused", refused);
+}
+
+pub(crate) fn coalesce<T: Clone>(core: &Coalescer<T>, emit: &mut Emitter<'_, '_>) {
+    emit.policy = Policy::Coalesce.as_str();
+    let status = core.status();
+    let (keys, waiting) = (status.in_flight as f64, status.waiting as f64);
+    emit.gauge("selvedge.coalesce.inflight", keys, &[]);
+    emit.gauge("selvedge.coalesce.waiting", waiting, &[]);
+    emit.counter("selvedge.coalesce.leaders", status.led, &[]);
+    emit.counter("selvedge.coalesce.followers", status.followed, &[]);
+    emit.counter("selvedge.coalesce.full", status.full, &[]);
+    for (end, count) in [
+        ("answered", status.answered),
+        ("promoted", status.promoted),
+        ("released", status.released),
+        ("broken", status.broken),
+    ] {
+        emit.counter("selvedge.coalesce.ended", count, &[("end", end)]);
+    }
 }
 
 pub(crate) fn hedge(core: &Hedge, emit: &mut Emitter<'_, '_>) {

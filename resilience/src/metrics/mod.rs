@@ -41,6 +41,9 @@
 //! | `selvedge.shed.cursor`, `.waiting` | gauge; the first priority that does not pass, 65 536 if all do | |
 //! | `selvedge.shed.refused` | counter | `reason` |
 //! | `selvedge.shed.overloaded` | counter | |
+//! | `selvedge.coalesce.inflight`, `.waiting` | gauge | |
+//! | `selvedge.coalesce.leaders`, `.followers`, `.full` | counter | |
+//! | `selvedge.coalesce.ended` | counter, followers by how their wait ended | `end` |
 //! | `selvedge.keyed.tracked`, `.capacity` | gauge | |
 //! | `selvedge.keyed.inserted`, `.expired`, `.evicted`, `.removed`, `.untracked` | counter | |
 //!

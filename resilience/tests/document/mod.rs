@@ -6,8 +6,8 @@ mod schema;
 
 use selvedge_resilience::{
     TrafficPolicy, adaptive::AdaptiveConfig, breaker::BreakerConfig, bulkhead::BulkheadConfig,
-    fallback::FallbackConfig, fault::FaultConfig, hedge::HedgeConfig, retry::RetryConfig,
-    throttle::ThrottleConfig,
+    coalesce::CoalesceConfig, fallback::FallbackConfig, fault::FaultConfig, hedge::HedgeConfig,
+    retry::RetryConfig, throttle::ThrottleConfig,
 };
 
 const SHIPPED: &str = include_str!("../../../deploy/config/policy.toml");
@@ -40,6 +40,7 @@ fn what_is_written_are_the_defaults() {
         concurrency: Some(AdaptiveConfig::default()),
         fault: Some(FaultConfig::default()),
         fallback: Some(FallbackConfig::default()),
+        coalesce: Some(CoalesceConfig::default()),
         inbound: parse("inbound = { shed = {}, rate_limit = { rate = \"100/s\" } }").inbound,
         ..TrafficPolicy::default()
     };

@@ -290,6 +290,18 @@ const CASES: &[(&str, Verdict)] = &[
         Bad,
     ),
     ("outlier = { latency = { min_hosts = 2 } }", Bad),
+    // Coalescing.
+    ("coalesce = {}", Good),
+    (
+        "coalesce = { headers = [\"x-tenant\"], cookies = true, errors = \"retry\" }",
+        Good,
+    ),
+    ("coalesce = { errors = \"ignore\" }", Bad),
+    ("coalesce = { keys = 0 }", Bad),
+    ("coalesce = { keyz = 1 }", Bad),
+    ("coalesce = { headers = [\"a b\"] }", BadByValue),
+    ("coalesce = { headers = [\"cookie\"] }", BadByValue),
+    ("coalesce = { body = \"17MiB\" }", BadByValue),
     // Faults and fallbacks.
     (
         "fault = { delay = { fixed = \"1s\", percentage = \"1%\" } }",

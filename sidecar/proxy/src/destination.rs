@@ -373,6 +373,13 @@ impl Destination {
             "fault": status.fault.map(|fault| serde_json::json!({
                 "active": fault.active, "delayed": fault.delayed, "aborted": fault.aborted,
             })),
+            "coalesce": status.coalesce.map(|calls| serde_json::json!({
+                "in_flight": calls.in_flight,
+                "waiting": calls.waiting,
+                "leaders": calls.led,
+                "followers": calls.followed,
+                "answered": calls.answered,
+            })),
             "retry": {
                 "balance": status.retry_balance,
                 "made": status.retries.0,

@@ -99,7 +99,9 @@ impl Failure {
             (Policy::Deadline, _) => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
             (Policy::RateLimit, _) => (StatusCode::TOO_MANY_REQUESTS, "http_request_denied"),
             // Looks as what it plays.
-            (Policy::Fault, _) => (StatusCode::BAD_GATEWAY, "connection_terminated"),
+            (Policy::Fault | Policy::Coalesce, _) => {
+                (StatusCode::BAD_GATEWAY, "connection_terminated")
+            }
             (Policy::Balancer, _) => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable"),
             _ => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
         };
@@ -266,6 +268,7 @@ fn code(rejected: &Rejected) -> &'static str {
         Policy::Throttle => "throttled",
         Policy::Shed => "shed",
         Policy::Fault => "fault-injected",
+        Policy::Coalesce => "coalesced-call-failed",
         _ => "overloaded",
     }
 }
@@ -277,6 +280,7 @@ fn title(rejected: &Rejected) -> String {
         (Policy::RateLimit, _) => "more requests came than the rate limit allows",
         (Policy::Breaker, _) => "the service failed too often, its circuit is open",
         (Policy::Bulkhead, _) => "as many requests are under way as may be",
+        (Policy::Coalesce, _) => "the call that was made for all who asked this has failed",
         (Policy::Balancer, _) => "no endpoint of the service is there to take the request",
         _ => return rejected.to_string(),
     };

@@ -40,6 +40,8 @@ pub(crate) struct Exchange {
     pub(crate) flag: &'static str,
     /// Why a fallback has answered.
     degraded: Option<&'static str>,
+    /// Whether another request's answer is this one's too.
+    coalesced: bool,
     upstream: Option<SocketAddr>,
     attempts: u32,
     sent: u64,
@@ -68,6 +70,7 @@ impl Exchange {
             status: StatusCode::OK,
             flag: "",
             degraded: None,
+            coalesced: false,
             upstream: None,
             attempts: 0,
             sent: 0,
@@ -165,6 +168,9 @@ impl Exchange {
         }
         if let Some(cause) = self.degraded {
             plain(out, "degraded", cause.as_bytes());
+        }
+        if self.coalesced {
+            plain(out, "coalesced", b"true");
         }
         number(out, "attempts", self.attempts);
         // Whole microseconds: writing a float costs more than the rest of the line.
@@ -266,6 +272,10 @@ impl Hook<UpstreamKey> for Tries<'_> {
             }
             self.span = Span::none();
         }
+    }
+
+    fn coalesced(&mut self) {
+        self.exchange.coalesced = true;
     }
 
     fn degraded(&mut self, cause: Cause) {

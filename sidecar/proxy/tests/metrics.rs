@@ -16,6 +16,7 @@ const EVERYTHING: &str = r#"
     retry       = { attempts = 1, codes = [503] }
     hedge       = { after = "1s" }
     throttle    = {}
+    coalesce    = {}
     breaker     = { consecutive = 2, open_for = "1m" }
     bulkhead    = { max = 7, queue = { max = 1, wait = "1s" } }
     concurrency = {}

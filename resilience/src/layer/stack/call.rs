@@ -56,13 +56,23 @@ impl<K: Key> Stack<K> {
         H: Hook<K>,
     {
         let plan = self.0.plan.load_full();
-        let command = self.0.commands.begin();
+        let (command, now) = (self.0.commands.begin(), Instant::now());
         let mut took = Duration::ZERO;
-        let result = match UnderWay::begin(&plan, request) {
-            Ok(mut way) => {
-                let result = self.tried(&plan, transport, &mut way, &mut hook).await;
-                took = way.took;
-                result
+        let result = match total_deadline(&plan.policy, &request, now) {
+            Ok(deadline) => {
+                let time = Time { now, deadline };
+                let coalesce = plan.coalesce.as_ref();
+                let asked = coalesce.and_then(|it| Some((it, it.key(&request)?)));
+                if let Some(asked) = asked {
+                    // Boxed, so that who does not coalesce does not pay for it.
+                    let look = (&mut hook, &mut took);
+                    Box::pin(self.coalesced(&plan, asked, transport, request, time, look)).await
+                } else {
+                    let mut way = UnderWay::begin(&plan, request, time);
+                    let result = self.tried(&plan, transport, &mut way, &mut hook).await;
+                    took = way.took;
+                    result
+                }
             }
             Err(rejected) => Err(rejected.into()),
         };
@@ -80,7 +90,7 @@ impl<K: Key> Stack<K> {
     }
 
     /// The call without its fallback.
-    async fn tried<B, T, H>(
+    pub(super) async fn tried<B, T, H>(
         &self,
         plan: &Plan,
         transport: &T,
@@ -154,7 +164,7 @@ impl<K: Key> Stack<K> {
 ///
 /// Apart from the future that makes them, which is as large as all that it holds across an await
 /// and is moved about with it.
-struct UnderWay<'a, K, B> {
+pub(super) struct UnderWay<'a, K, B> {
     /// Until the last try takes it.
     head: Option<Parts>,
     body: Replay<B>,
@@ -163,23 +173,21 @@ struct UnderWay<'a, K, B> {
     failed: Vec<K>,
     time: Time,
     /// How long the last try took.
-    took: Duration,
+    pub(super) took: Duration,
 }
 
 impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
-    fn begin(plan: &'a Plan, request: Request<B>) -> Result<Self, Rejected> {
-        let now = Instant::now();
-        let deadline = total_deadline(&plan.policy, &request, now)?;
+    pub(super) fn begin(plan: &'a Plan, request: Request<B>, time: Time) -> Self {
         let (head, body) = request.into_parts();
-        let retries = Retries::new(plan, &head, now);
-        Ok(Self {
+        let retries = Retries::new(plan, &head, time.now);
+        Self {
             body: Replay::new(body, retries.replay()),
             head: Some(head),
             retries,
             failed: Vec::new(),
-            time: Time { now, deadline },
+            time,
             took: Duration::ZERO,
-        })
+        }
     }
 
     /// Head and body of the next try. `race`: hedges may follow it.
@@ -240,6 +248,7 @@ fn degrade<K, RB, E, H: Hook<K>>(
 ) -> Result<Answer<K, RB>, Error<E>> {
     let cause = match &result {
         Ok(answer) => Cause::Status(answer.status()),
+        Err(Error::Rejected(rejected)) if rejected.policy == Policy::Coalesce => Cause::Failed,
         Err(Error::Rejected(rejected)) => Cause::Rejected(*rejected),
         Err(Error::Service(_)) => Cause::Failed,
     };

@@ -28,6 +28,8 @@ pub trait Hook<K> {
     fn ended(&mut self, attempt: Attempt<'_, K>, outcome: Outcome, now: tokio::time::Instant) {
         let _ = (attempt, outcome, now);
     }
+    /// The answer is that of another's call, which asked the same.
+    fn coalesced(&mut self) {}
     /// The policy's fallback answers, because of `cause`.
     fn degraded(&mut self, cause: Cause) {
         let _ = cause;
@@ -42,6 +44,9 @@ impl<K, H: Hook<K>> Hook<K> for &mut H {
     }
     fn ended(&mut self, attempt: Attempt<'_, K>, outcome: Outcome, now: tokio::time::Instant) {
         (**self).ended(attempt, outcome, now);
+    }
+    fn coalesced(&mut self) {
+        (**self).coalesced();
     }
     fn degraded(&mut self, cause: Cause) {
         (**self).degraded(cause);

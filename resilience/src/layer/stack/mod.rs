@@ -1,7 +1,7 @@
 //! All policies towards one destination, in the order that works.
 //!
 //! ```text
-//! fallback → total deadline → retry and hedge on one budget
+//! fallback → coalesce → total deadline → retry and hedge on one budget
 //!   → each try: throttle → breaker → bulkhead, adaptive limit → rate limit
 //!               → balancer + outlier → per-try timeout → fault → transport
 //! ```
@@ -9,12 +9,15 @@
 //! Retry stands outside the breaker, so that every try counts and an open circuit ends the retries
 //! at once. The per-try timeout stands inside it, so that a hang is recorded as a failure. The
 //! total deadline stands outside retry, so that waiting is bounded too. The balancer is asked anew
-//! for each try, and not for the endpoints that have just failed.
+//! for each try, and not for the endpoints that have just failed. Coalescing stands outside all of
+//! them, because who waits for another's call makes no try, pays no budget and holds no slot; the
+//! time that it may wait is its own deadline all the same.
 
 mod attempt;
 mod builder;
 mod call;
 mod client;
+mod coalesced;
 mod held;
 mod hook;
 mod plan;

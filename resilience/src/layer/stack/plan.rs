@@ -12,7 +12,7 @@ use crate::{
     events::Events,
     fault::Faults,
     hedge::Hedge,
-    layer::{Fixed, keep::keep},
+    layer::{Fixed, coalesce::Coalesce, keep::keep},
     rate_limit::RateLimit,
     retry::{RetryConfig, budget::Budget},
     rng::Rng,
@@ -31,6 +31,7 @@ pub(super) struct Plan {
     pub budget: Option<Budget>,
     pub hedge: Option<Hedge>,
     pub faults: Option<Faults>,
+    pub coalesce: Option<Coalesce>,
     /// The fallback's answer, made once.
     pub instead: Option<Fixed>,
 }
@@ -118,6 +119,14 @@ impl Plan {
                 |config| Faults::new(config, seed()),
                 Faults::reconfigure,
             )?,
+            coalesce: match (
+                policy.coalesce.as_ref(),
+                old.and_then(|old| old.coalesce.as_ref()),
+            ) {
+                (None, _) => None,
+                (Some(config), Some(old)) => Some(old.with(config)?),
+                (Some(config), None) => Some(Coalesce::new(config)?),
+            },
             instead: policy.fallback.as_ref().map(|it| Fixed::of(&it.answer)),
             policy,
         };

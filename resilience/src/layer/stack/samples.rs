@@ -35,6 +35,9 @@ impl<K: Key> Samples for Stack<K> {
         if let Some(core) = &plan.faults {
             cores::faults(core, emit);
         }
+        if let Some(coalesce) = &plan.coalesce {
+            cores::coalesce(&coalesce.core, emit);
+        }
         cores::balancer(&self.0.balancer, emit);
     }
 }

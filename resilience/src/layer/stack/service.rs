@@ -71,7 +71,7 @@ where
     S: Service<Request<ReplayBody<B>>, Response = Response<RB>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError> + Send,
     S::Future: Send,
-    RB: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    RB: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
 {
     type Response = Answer<(), RB>;
     type Error = Error<BoxError>;

@@ -6,7 +6,7 @@ use super::Stack;
 use crate::{
     adaptive,
     balance::{EndpointStatus, Key},
-    breaker, bulkhead, fault,
+    breaker, bulkhead, coalesce, fault,
     hedge::{Hedge, HedgeStats},
     rate_limit,
     retry::budget::Budget,
@@ -28,6 +28,8 @@ pub struct StackStatus<K> {
     pub throttle: Option<f64>,
     /// Hedges sent, and what became of them.
     pub hedge: Option<HedgeStats>,
+    /// Calls under way for many, and what became of those who waited.
+    pub coalesce: Option<coalesce::Status>,
     /// Faults that were injected.
     pub fault: Option<fault::Status>,
     /// Retries that the budget would pay for.
@@ -58,6 +60,7 @@ impl<K: Key> Stack<K> {
             rate_limit: plan.rate.as_ref().map(|core| core.status(now)),
             throttle: plan.throttle.as_ref().map(|core| core.probability(now)),
             hedge: plan.hedge.as_ref().map(Hedge::stats),
+            coalesce: plan.coalesce.as_ref().map(|it| it.core.status()),
             fault: plan.faults.as_ref().map(fault::Faults::status),
             retry_balance: plan.budget.as_ref().map(|budget| budget.balance(now)),
             retry_in_flight: plan.budget.as_ref().map(Budget::in_flight),

@@ -1,0 +1,361 @@
+//! One call for all who ask the same at the same time, around any HTTP service.
+
+mod gather;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+pub(super) use self::gather::{Front, Gather, Gathered};
+use super::{EitherBody, Error, FixedBody, GuardedBody, oneshot::Oneshot};
+use crate::{
+    coalesce::{
+        CoalesceConfig, Coalescer, Follow, Joined, Key, KeyRules, Lead, OnError, Status, Turn,
+    },
+    config::PolicyError,
+    outcome::{Policy, Reason, Rejected},
+};
+
+/// An answer that many get.
+#[derive(Debug, Clone)]
+pub(super) struct SharedAnswer(Arc<Whole>);
+
+#[derive(Debug)]
+struct Whole {
+    status: StatusCode,
+    version: Version,
+    headers: HeaderMap,
+    body: FixedBody,
+}
+
+impl SharedAnswer {
+    pub(super) fn new(head: &http::response::Parts, body: FixedBody) -> Self {
+        Self(Arc::new(Whole {
+            status: head.status,
+            version: head.version,
+            headers: head.headers.clone(),
+            body,
+        }))
+    }
+
+    /// For one of them.
+    pub(super) fn response(&self) -> Response<FixedBody> {
+        let mut answer = Response::new(self.0.body.clone());
+        *answer.status_mut() = self.0.status;
+        *answer.version_mut() = self.0.version;
+        answer.headers_mut().clone_from(&self.0.headers);
+        answer
+    }
+}
+
+/// What followers get.
+pub(super) type Answered = Result<SharedAnswer, Rejected>;
+
+/// What followers of a call that has failed get.
+pub(super) fn failed() -> Rejected {
+    Rejected::new(Policy::Coalesce, Reason::LeaderFailed)
+}
+
+/// The calls under way with the rules for them.
+#[derive(Debug, Clone)]
+pub(super) struct Coalesce {
+    pub(super) core: Coalescer<Answered>,
+    pub(super) rules: Arc<KeyRules>,
+    pub(super) limit: usize,
+    pub(super) gather: Duration,
+    on_error: OnError,
+}
+
+impl Coalesce {
+    pub(super) fn new(config: &CoalesceConfig) -> Result<Self, PolicyError> {
+        Self::around(Coalescer::new(config.keys), config)
+    }
+
+    /// The same calls under other rules. Keys of before and after differ where the rules do.
+    pub(super) fn with(&self, config: &CoalesceConfig) -> Result<Self, PolicyError> {
+        let changed = Self::around(self.core.clone(), config)?;
+        self.core.reconfigure(config.keys);
+        Ok(changed)
+    }
+
+    fn around(core: Coalescer<Answered>, config: &CoalesceConfig) -> Result<Self, PolicyError> {
+        Ok(Self {
+            core,
+            rules: Arc::new(KeyRules::new(config)?),
+            limit: config.body.as_usize(),
+            gather: config.gather.0,
+            on_error: config.errors,
+        })
+    }
+
+    pub(super) fn key<B: Body>(&self, request: &Request<B>) -> Option<Key> {
+        if !request.body().is_end_stream() {
+            return None;
+        }
+        let (method, uri) = (request.method(), request.uri());
+        self.rules.key(method, uri, request.headers())
+    }
+
+    /// The call has failed: its followers do, or one of them makes it again.
+    pub(super) fn fail(&self, lead: Lead<Answered>, why: Rejected) {
+        match self.on_error {
+            // A deadline is its caller's own; the others may have more time.
+            OnError::Share if why.policy != Policy::Deadline => lead.share(Err(why)),
+            OnError::Share | OnError::Retry => drop(lead),
+        }
+    }
+
+    /// Whether the answer with this head may be for everybody; decides about the lead if it is not.
+    pub(super) fn judge(
+        &self,
+        lead: Lead<Answered>,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) -> Option<Lead<Answered>> {
+        if self.on_error == OnError::Retry && status.is_server_error() {
+            drop(lead);
+            None
+        } else if self.rules.may_share(status, headers) {
+            Some(lead)
+        } else {
+            lead.release();
+            None
+        }
+    }
+}
+
+/// Makes one call for all requests with the same key.
+///
+/// `GET` and `HEAD` without a body, keyed as [`KeyRules`] says. The leader's answer is read up to
+/// [`CoalesceConfig::body`] bytes and [`CoalesceConfig::gather`] time; if that is all of it, everybody
+/// gets the same bytes and trailers. An answer that is longer, slower, or one person's alone goes on
+/// streaming to the leader, with what was read in front, and everybody else makes a call of their
+/// own.
+///
+/// Followers get the head and body, not the extensions of the answer. They have no deadline here:
+/// put [`TimeoutLayer`](super::TimeoutLayer) around it.
+///
+/// ```
+/// # use selvedge_resilience::{coalesce::CoalesceConfig, layer::CoalesceLayer};
+/// let layer = CoalesceLayer::new(&CoalesceConfig::default())?;
+/// # let _ = layer;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct CoalesceLayer(Coalesce);
+
+impl CoalesceLayer {
+    /// With no calls under way yet. Clones, and the services they make, share the calls.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if the configuration cannot work.
+    pub fn new(config: &CoalesceConfig) -> Result<Self, PolicyError> {
+        Coalesce::new(config).map(Self)
+    }
+
+    /// Counters and gauges now.
+    pub fn status(&self) -> Status {
+        self.0.core.status()
+    }
+}
+
+impl<S> Layer<S> for CoalesceLayer {
+    type Service = CoalesceService<S>;
+    fn layer(&self, inner: S) -> CoalesceService<S> {
+        CoalesceService {
+            coalesce: self.0.clone(),
+            inner,
+        }
+    }
+}
+
+/// See [`CoalesceLayer`].
+#[derive(Debug, Clone)]
+pub struct CoalesceService<S> {
+    coalesce: Coalesce,
+    inner: S,
+}
+
+/// The body of an answer: the callee's own, with what was read of it in front, or a shared one.
+pub type CoalescedBody<B> = EitherBody<GuardedBody<B, ()>, FixedBody>;
+
+impl<S, B, RB> Service<Request<B>> for CoalesceService<S>
+where
+    B: Body,
+    S: Service<Request<B>, Response = Response<RB>> + Clone,
+    RB: Body<Data = Bytes> + Unpin,
+    RB::Error: Into<super::BoxError>,
+{
+    type Response = Response<CoalescedBody<RB>>;
+    type Error = Error<S::Error>;
+    type Future = CoalesceFuture<S, B, RB, S::Future>;
+
+    /// Always: a follower needs no service, and a slot held for it would starve its leader.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let joined = match self.coalesce.key(&request) {
+            Some(key) => self.coalesce.core.join(key),
+            None => Joined::Alone,
+        };
+        let service = self.inner.clone();
+        let (follow, lead) = match joined {
+            Joined::Follow(follow) => (Some(follow), None),
+            Joined::Lead(lead) => (None, Some(lead)),
+            Joined::Alone => (None, None),
+        };
+        let step = match follow {
+            Some(follow) => Step::Follows {
+                follow,
+                call: Some((service, request)),
+            },
+            None => Step::Calls {
+                inner: Oneshot::new(service, request),
+            },
+        };
+        CoalesceFuture {
+            coalesce: self.coalesce.clone(),
+            lead,
+            step,
+        }
+    }
+}
+
+pin_project! {
+    /// Waits for another's answer, or makes the call.
+    pub struct CoalesceFuture<S, B, RB, F> {
+        coalesce: Coalesce,
+        lead: Option<Lead<Answered>>,
+        #[pin]
+        step: Step<S, B, RB, F>,
+    }
+}
+
+pin_project! {
+    #[project = StepProj]
+    enum Step<S, B, RB, F> {
+        Follows { follow: Follow<Answered>, call: Option<(S, Request<B>)> },
+        Calls { #[pin] inner: Oneshot<S, Request<B>, F> },
+        Gathers { head: Option<http::response::Parts>, gather: Gather<GuardedBody<RB, ()>> },
+    }
+}
+
+impl<S, B, RB> Future for CoalesceFuture<S, B, RB, S::Future>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+    RB: Body<Data = Bytes> + Unpin,
+    RB::Error: Into<super::BoxError>,
+{
+    type Output = Result<Response<CoalescedBody<RB>>, Error<S::Error>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.step.as_mut().project() {
+                StepProj::Follows { follow, call } => {
+                    match ready!(follow.poll(cx.waker())) {
+                        Turn::Answer(Ok(shared)) => {
+                            return Poll::Ready(Ok(shared.response().map(EitherBody::other)));
+                        }
+                        Turn::Answer(Err(rejected)) => return Poll::Ready(Err(rejected.into())),
+                        Turn::Broken => return Poll::Ready(Err(failed().into())),
+                        Turn::Lead(lead) => *this.lead = Some(lead),
+                        Turn::Alone => {}
+                    }
+                    let (service, request) = call.take().expect("it follows only once");
+                    Step::Calls {
+                        inner: Oneshot::new(service, request),
+                    }
+                }
+                StepProj::Calls { inner } => {
+                    let answer = match ready!(inner.poll(cx)) {
+                        Ok(answer) => answer.map(GuardedBody::free),
+                        Err(error) => {
+                            if let Some(lead) = this.lead.take() {
+                                this.coalesce.fail(lead, failed());
+                            }
+                            return Poll::Ready(Err(Error::Service(error)));
+                        }
+                    };
+                    let lead = this.lead.take();
+                    *this.lead = lead.and_then(|lead| {
+                        this.coalesce.judge(lead, answer.status(), answer.headers())
+                    });
+                    if this.lead.is_none() {
+                        return Poll::Ready(Ok(answer.map(EitherBody::own)));
+                    }
+                    let (head, body) = answer.into_parts();
+                    let Coalesce { limit, gather, .. } = *this.coalesce;
+                    Step::Gathers {
+                        head: Some(head),
+                        gather: Gather::new(body, limit, gather),
+                    }
+                }
+                StepProj::Gathers { head, gather } => {
+                    let gathered = ready!(Pin::new(gather).poll(cx));
+                    let head = head.take().expect("it gathers only once");
+                    let lead = this.lead.take().expect("who gathers has the lead");
+                    let answer = settle(this.coalesce, lead, head, gathered);
+                    return Poll::Ready(Ok(answer.map(|body| match body {
+                        Settled::Shared(body) => EitherBody::other(body),
+                        Settled::Own(front, body) => EitherBody::own(body.with_front(front)),
+                    })));
+                }
+            };
+            this.step.set(next);
+        }
+    }
+}
+
+/// The leader's body.
+pub(super) enum Settled<B: Body> {
+    Shared(FixedBody),
+    Own(Front<B::Error>, B),
+}
+
+/// Gives everybody what was gathered, and the leader its answer.
+pub(super) fn settle<B: Body>(
+    coalesce: &Coalesce,
+    lead: Lead<Answered>,
+    head: http::response::Parts,
+    gathered: Gathered<B>,
+) -> Response<Settled<B>> {
+    let body = match gathered {
+        Gathered::Whole(data, trailers) => {
+            let body = FixedBody::from(data).with_trailers(trailers);
+            lead.share(Ok(SharedAnswer::new(&head, body.clone())));
+            Settled::Shared(body)
+        }
+        Gathered::Part(front, rest) => {
+            lead.release();
+            Settled::Own(front, rest)
+        }
+        Gathered::Broken(front, rest) => {
+            coalesce.fail(lead, failed());
+            Settled::Own(front, rest)
+        }
+    };
+    Response::from_parts(head, body)
+}
+
+impl<S, B, RB, F> fmt::Debug for CoalesceFuture<S, B, RB, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CoalesceFuture")
+    }
+}
