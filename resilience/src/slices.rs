@@ -69,6 +69,7 @@ impl<const N: usize> Slices<N> {
     }
 
     /// The largest of the `lives` slices up to `id`, and after it.
+    #[cfg(any(test, feature = "tower"))]
     pub(crate) fn most(&self, id: u64, lives: u64) -> u64 {
         let words = self.0.iter().map(|slot| slot.load(Ordering::Relaxed));
         let alive = words.filter(|word| id_of(*word) + lives > id);

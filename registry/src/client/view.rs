@@ -48,6 +48,8 @@ pub(super) struct View {
     services: HashMap<ServiceName, Service>,
     policies: HashMap<ServiceName, Arc<PublishedPolicy>>,
     state: ServerState,
+    /// Services that the current stream was asked for.
+    asked: HashSet<ServiceName>,
     /// Services that the current stream has told of, until it is synced.
     told: Option<HashSet<ServiceName>>,
     /// Something worth keeping has changed.
@@ -62,6 +64,7 @@ impl View {
             services: HashMap::new(),
             policies: HashMap::new(),
             state: ServerState::default(),
+            asked: HashSet::new(),
             told: None,
             changed: false,
             region_fallback,
@@ -117,6 +120,7 @@ impl View {
     /// as nothing is known, or less than half.
     pub(super) fn begin(&mut self, names: &[ServiceName]) -> Option<(Revision, Vec<ServiceName>)> {
         self.told = Some(HashSet::new());
+        self.asked = names.iter().cloned().collect();
         let fresh = names
             .iter()
             .filter(|name| !self.services.contains_key(*name));
@@ -246,8 +250,14 @@ impl View {
             // Watched and never told of: it has no instances. Told of and not watched: forgotten.
             let watched: HashSet<_> = shared.slots.lock().keys().cloned().collect();
             self.services.retain(|name, _| watched.contains(name));
-            for name in watched {
+            // Whoever is watched since the stream was asked for is told of by the next one: to say
+            // now that it has no instances would refuse its first calls.
+            let mut shown = Vec::new();
+            for name in watched.intersection(&self.asked) {
                 self.services.entry(name.clone()).or_default();
+                shown.push(name.clone());
+            }
+            for name in shown {
                 self.publish(shared, &name);
             }
         }

@@ -369,6 +369,40 @@ impl Drop for Saver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{api::Synced, instance::Revision};
+
+    /// A stream's end of snapshots is about whom it was asked for.
+    #[test]
+    fn who_is_watched_since_is_not_said_to_have_nobody() {
+        let shared = Shared {
+            slots: Mutex::default(),
+            added: Notify::new(),
+            stale: Arc::default(),
+        };
+        let watch = |name: &str| {
+            let name = ServiceName::new(name).expect("a name");
+            let slot = Slot::new(EndpointSnapshot::unknown(name.clone()));
+            shared.slots.lock().insert(name, Arc::clone(&slot));
+            slot
+        };
+        let mut view = View::new(false);
+        let asked = watch("asked");
+        view.begin(&["asked".parse().expect("a name")]);
+        let since = watch("since");
+        let synced = Synced {
+            revision: Revision::default(),
+            full: true,
+            policies: Vec::new(),
+        };
+        let event = super::super::sse::Event {
+            event: "synced".to_owned(),
+            data: serde_json::to_string(&synced).expect("JSON"),
+            id: None,
+        };
+        view.apply(&shared, event).expect("understood");
+        assert!(asked.current().synced);
+        assert!(!since.current().synced);
+    }
 
     #[test]
     fn a_request_names_what_fits_and_else_everything() {

@@ -75,6 +75,7 @@ impl Latencies {
 
     /// The mean and some quantiles of the window, each too high by an eighth at most; zero if it is
     /// empty.
+    #[cfg(any(test, feature = "tower"))]
     pub(crate) fn summary<const N: usize>(
         &self,
         quantiles: &[f64; N],

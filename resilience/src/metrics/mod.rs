@@ -54,6 +54,8 @@ use std::{borrow::Cow, time::Instant};
 
 use crate::outcome::Reason;
 
+// Without the layers a breaker is all that tells of itself.
+#[cfg_attr(not(feature = "tower"), expect(dead_code))]
 pub(crate) mod cores;
 
 /// Whether a number only grows.
