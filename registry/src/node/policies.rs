@@ -224,8 +224,8 @@ impl Collector for Policies {
             let unit = metric.ends_with(".remaining").then_some(Unit::Seconds);
             let unit = unit.filter(|_| metric.starts_with("selvedge.breaker."));
             let name = metric.replace('.', "_");
-            let help = help(metric);
-            let mut family = encoder.encode_descriptor(&name, help, unit.as_ref(), kind)?;
+            let help = format!("{}.", help(metric));
+            let mut family = encoder.encode_descriptor(&name, &help, unit.as_ref(), kind)?;
             for (labels, value) in &series.values {
                 let mut one = family.encode_family(labels)?;
                 match series.kind {
