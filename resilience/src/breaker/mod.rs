@@ -35,9 +35,9 @@
 //!   longer than its open time and a minute.
 //!
 //! # What it does not do
-//! It does not decide what a failure is (the caller's [`Outcome`](crate::Outcome) does), wait, or log. It does not
-//! close by itself: the next call after the open time is the first probe, and without calls there
-//! is nothing to find out. While threads race, a call may count in the bucket next to its own, and
+//! It does not decide what a failure is (the caller's [`Outcome`](crate::Outcome) does), wait, or
+//! log. It does not close by itself: the next call after the open time is the first probe, and
+//! without calls there is nothing to find out. While threads race, a call may count in the bucket next to its own, and
 //! a verdict may be a call late; when they are done every count is exact.
 //!
 //! # Source
