@@ -86,6 +86,21 @@ impl<G: Completes> CallGuard<G> {
         Self(Some(held))
     }
 
+    /// Guards nothing yet.
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
+    /// Guards `held` from now on.
+    pub(super) fn put(&mut self, held: G) -> &mut G {
+        self.0.insert(held)
+    }
+
+    /// Guards nothing any more, and ends nothing.
+    pub(super) fn take(&mut self) -> Option<G> {
+        self.0.take()
+    }
+
     /// What is held, while the call runs.
     pub(super) fn held(&self) -> Option<&G> {
         self.0.as_ref()

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version, request::Parts};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -108,6 +108,13 @@ impl Coalesce {
         }
         let (method, uri) = (request.method(), request.uri());
         self.rules.key(method, uri, request.headers())
+    }
+
+    /// The same of a request in parts.
+    pub(super) fn key_of<B: Body>(&self, head: &Parts, body: &B) -> Option<Key> {
+        let (method, uri) = (&head.method, &head.uri);
+        body.is_end_stream()
+            .then(|| self.rules.key(method, uri, &head.headers))?
     }
 
     /// The call has failed: its followers do, or one of them makes it again.

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::{
     Stack,
-    held::{Admitted, Held},
+    held::{Entry, Held},
     hook::HashKey,
     plan::Plan,
 };
@@ -25,51 +25,57 @@ pub(super) struct Time {
 }
 
 impl<K: Key> Stack<K> {
-    /// Asks every policy that a try must pass. Waits only where a limit is reached and has a queue,
-    /// and not past the deadline; `now` is then when the waiting was over.
+    /// Asks every policy that a try must pass, and puts what they give into `entry`. Waits only
+    /// where a limit is reached and has a queue, and not past the deadline; `now` is then when the
+    /// waiting was over.
     ///
     /// What is acquired goes back by itself where a later policy refuses: a cancelled try says
     /// nothing about the callee's health.
     pub(super) async fn admit(
         &self,
         plan: &Plan,
-        head: &Parts,
-        avoid: &[K],
+        (head, avoid): (&Parts, &[K]),
         time: &mut Time,
         patience: Patience,
-    ) -> Result<Admitted<K>, Rejected> {
+        entry: &mut Entry<K>,
+    ) -> Result<(), Rejected> {
+        let asked = self.ask(plan, (head, avoid), time, patience, entry.begin());
+        let answer = asked.await;
+        if answer.is_err() {
+            entry.refused();
+        }
+        answer
+    }
+
+    async fn ask(
+        &self,
+        plan: &Plan,
+        (head, avoid): (&Parts, &[K]),
+        time: &mut Time,
+        patience: Patience,
+        held: &mut Held<K>,
+    ) -> Result<(), Rejected> {
         let now = time.now.into_std();
-        let throttle = match &plan.throttle {
-            Some(core) => Some(core.try_acquire(now)?),
-            None => None,
-        };
-        let breaker = match &plan.breaker {
-            Some(core) => Some(core.try_acquire(now)?),
-            None => None,
-        };
-        let bulkhead = match &plan.bulkhead {
-            Some(core) => Some(slot(core, &mut time.now, time.deadline, patience).await?),
-            None => None,
-        };
-        let concurrency = match &plan.concurrency {
-            Some(core) => Some(slot(core, &mut time.now, time.deadline, patience).await?),
-            None => None,
-        };
+        if let Some(core) = &plan.throttle {
+            held.throttle = Some(core.try_acquire(now)?);
+        }
+        if let Some(core) = &plan.breaker {
+            held.breaker = Some(core.try_acquire(now)?);
+        }
+        if let Some(core) = &plan.bulkhead {
+            held.bulkhead = Some(slot(core, &mut time.now, time.deadline, patience).await?);
+        }
+        if let Some(core) = &plan.concurrency {
+            held.concurrency = Some(slot(core, &mut time.now, time.deadline, patience).await?);
+        }
         let now = time.now.into_std();
         if let Some(core) = &plan.rate {
             core.try_acquire(now)?;
         }
         let mut context = PickContext::at(now).avoid(avoid);
         context.hash = hash_of(plan, head);
-        let pick = self.0.balancer.pick(&context)?;
-        Ok(Admitted::new(Held {
-            throttle,
-            breaker,
-            bulkhead,
-            concurrency,
-            pick,
-            paid: None,
-        }))
+        held.pick = Some(self.0.balancer.pick(&context)?);
+        Ok(())
     }
 }
 

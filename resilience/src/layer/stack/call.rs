@@ -1,6 +1,6 @@
 //! One call: as many tries as its policy, its budget and its time allow.
 
-use std::time::Duration;
+use std::{future::poll_fn, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
@@ -10,11 +10,11 @@ use tokio::time::Instant;
 use super::{
     Answer, Attempt, Hook, RequestTimeout, Stack,
     attempt::{Time, copy, judge},
-    held::{Admitted, Paid},
+    held::Entry,
     plan::Plan,
     race::Start,
     retries::Retries,
-    send::send,
+    send::{Sent, poll_until, send},
 };
 use crate::{
     TrafficPolicy,
@@ -22,6 +22,8 @@ use crate::{
     classify::outcome_of_head,
     context::{Deadline, deadline},
     fallback::{Cause, FallbackConfig},
+    fault::Fault,
+    hedge::Race,
     layer::{
         BoxError, EitherBody, Error, Fixed, FixedBody, GuardedBody, Patience, ReplayBody,
         Transport,
@@ -44,48 +46,54 @@ impl<K: Key> Stack<K> {
     /// # Errors
     /// [`Error::Rejected`] if a policy refused the call or its time was up; [`Error::Service`] with
     /// the last try's error otherwise.
-    pub async fn call<B, T, H>(
+    pub fn call<B, T, H>(
         &self,
         transport: &T,
         request: Request<B>,
         mut hook: H,
-    ) -> Result<Answer<K, T::Body>, Error<T::Error>>
+    ) -> impl Future<Output = Result<Answer<K, T::Body>, Error<T::Error>>>
     where
         B: Body<Data = Bytes> + Unpin + Send,
         T: Transport<K, B>,
         H: Hook<K>,
     {
-        let plan = self.0.plan.load_full();
-        let (command, now) = (self.0.commands.begin(), Instant::now());
-        let mut took = Duration::ZERO;
-        let result = match total_deadline(&plan.policy, &request, now) {
-            Ok(deadline) => {
-                let time = Time { now, deadline };
-                let coalesce = plan.coalesce.as_ref();
-                let asked = coalesce.and_then(|it| Some((it, it.key(&request)?)));
-                if let Some(asked) = asked {
-                    // Boxed, so that who does not coalesce does not pay for it.
-                    let look = (&mut hook, &mut took);
-                    Box::pin(self.coalesced(&plan, asked, transport, request, time, look)).await
-                } else {
-                    let mut way = UnderWay::begin(&plan, request, time);
-                    let result = self.tried(&plan, transport, &mut way, &mut hook).await;
-                    took = way.took;
-                    result
+        // Taken apart before the future begins, and kept where it is from there on: an async fn
+        // would move it into place first, and moving it costs as much as a policy.
+        let (head, body) = request.into_parts();
+        let mut head = Head(Some(head));
+        async move {
+            let plan = self.0.plan.load_full();
+            let (command, now) = (self.0.commands.begin(), Instant::now());
+            let mut took = Duration::ZERO;
+            let result = match total_deadline(&plan.policy, head.get(), now) {
+                Ok(deadline) => {
+                    let time = Time { now, deadline };
+                    if let Some(asked) = plan.asked(head.get(), &body) {
+                        // Boxed, so that who does not coalesce does not pay for it.
+                        let (request, look) = ((&mut head, body), (&mut hook, &mut took));
+                        let all = self.coalesced(&plan, asked, transport, request, time, look);
+                        Box::pin(all).await
+                    } else {
+                        let mut way = UnderWay::begin(&plan, (&mut head, body), time);
+                        let result = self.tried(&plan, transport, &mut way, &mut hook).await;
+                        took = way.took;
+                        result
+                    }
                 }
+                Err(rejected) => Err(rejected.into()),
+            };
+            if let Some(command) = &command {
+                let judge = |answer: &Answer<K, T::Body>| {
+                    outcome_of_head(answer.status(), answer.headers())
+                };
+                command.ended(Event::of(&result, judge), took);
             }
-            Err(rejected) => Err(rejected.into()),
-        };
-        if let Some(command) = &command {
-            let judge =
-                |answer: &Answer<K, T::Body>| outcome_of_head(answer.status(), answer.headers());
-            command.ended(Event::of(&result, judge), took);
-        }
-        match (&plan.policy.fallback, &plan.instead) {
-            (Some(config), Some(instead)) => {
-                degrade(result, config, instead, &mut hook, command.as_ref())
+            match (&plan.policy.fallback, &plan.instead) {
+                (Some(config), Some(instead)) => {
+                    degrade(result, config, instead, &mut hook, command.as_ref())
+                }
+                _ => result,
             }
-            _ => result,
         }
     }
 
@@ -104,59 +112,101 @@ impl<K: Key> Stack<K> {
     {
         loop {
             let race = way.retries.race(way.time);
-            let (head, body) = way.prepare(race.is_some());
-            let (failed, time) = (&way.failed, &mut way.time);
-            let admitted = self.admit(plan, &head, failed, time, Patience::Queue);
-            let mut call = match admitted.await {
-                Ok(call) => call,
-                Err(rejected) => {
-                    // Nothing was sent: it costs nothing, and asking again at once is no use.
-                    way.retries.forgive();
-                    return Err(rejected.into());
+            let head = way.head.get();
+            let (time, entry) = (&mut way.time, &mut way.entry);
+            let admitted = self.admit(plan, (head, &way.failed), time, Patience::Queue, entry);
+            if let Err(rejected) = admitted.await {
+                // Nothing was sent: it costs nothing, and asking again at once is no use.
+                way.retries.forgive();
+                return Err(rejected.into());
+            }
+            let request = way.depart(race.is_some(), hook);
+            let fault = plan.fault(request.headers());
+            let wait = if race.is_some() || fault.is_some() {
+                // Boxed, because it is rare, and would make every call's future larger.
+                let look = (race, fault, &mut *hook);
+                let slow = self.slowly(plan, transport, way, request, look);
+                let (result, judgement) = Box::pin(slow).await;
+                match way.next(&judgement, self) {
+                    Some(wait) => wait,
+                    None => return way.finish(result, judgement, |body| body),
+                }
+            } else {
+                let until = plan.until(way.time);
+                // Made and awaited where it stands: it is the largest future that there is.
+                let result = {
+                    let mut sent = pin!(transport.send(way.entry.key(), request));
+                    let mut over = pin!(None);
+                    poll_fn(|cx| poll_until(sent.as_mut(), over.as_mut(), until, cx)).await
+                };
+                let judgement = judge(&result, way.retries.config);
+                way.tried(judgement, hook);
+                match way.next(&judgement, self) {
+                    Some(wait) => wait,
+                    None => return way.finish(result, judgement, EitherBody::own),
                 }
             };
-            let request = way.depart(&call, head, body, hook);
-            let (result, judgement);
-            if let (Some(race), Some(logical)) = (race, &way.retries.logical) {
-                let start = Start {
-                    plan,
-                    transport,
-                    retry: way.retries.config,
-                    head: way.head.as_ref().expect("kept for hedges"),
-                    body: &mut way.body,
-                    failed: &way.failed,
-                    logical,
-                    race,
-                    number: way.retries.number(),
-                    time: way.time,
-                };
-                // Boxed, so that who does not hedge does not pay for it.
-                let began = way.time.now;
-                let round = Box::pin(self.race(start, call, request, hook)).await;
-                (call, result, judgement) = (round.call, round.result, round.judgement);
-                way.retries.hedged(round.tries, round.extra);
-                way.time.now = Instant::now();
-                way.took = way.time.now.saturating_duration_since(began);
-            } else {
-                result = send(plan, transport, call.key(), request, way.time).await;
-                judgement = judge(&result, way.retries.config);
-                let began = std::mem::replace(&mut way.time.now, Instant::now());
-                way.took = way.time.now.saturating_duration_since(began);
-                let attempt = way.attempt(call.key(), began);
-                hook.ended(attempt, judgement.outcome, way.time.now);
-            }
-            let Some(wait) = way.next(&judgement, self) else {
-                let paid = way.retries.take_paid();
-                return finish(call, result, judgement, way.time, paid);
-            };
-            way.failed.push(call.key().clone());
-            call.end(judgement, way.time.now);
-            drop(result);
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
                 way.time.now = Instant::now();
             }
         }
+    }
+
+    /// A try that hedges may follow, or that something happens to on purpose.
+    async fn slowly<B, T, H>(
+        &self,
+        plan: &Plan,
+        transport: &T,
+        way: &mut UnderWay<'_, K, B>,
+        request: Request<ReplayBody<B>>,
+        (race, fault, hook): (Option<Race>, Option<Fault>, &mut H),
+    ) -> (Sent<T::Body, T::Error>, Judgement)
+    where
+        B: Body<Data = Bytes> + Unpin + Send,
+        T: Transport<K, B>,
+        H: Hook<K>,
+    {
+        let (Some(race), Some(logical)) = (race, &way.retries.logical) else {
+            let sent = send(plan, fault, transport, way.entry.key(), request, way.time);
+            let result = sent.await;
+            let judgement = judge(&result, way.retries.config);
+            way.tried(judgement, hook);
+            return (result, judgement);
+        };
+        let start = Start {
+            plan,
+            transport,
+            retry: way.retries.config,
+            head: way.head.get(),
+            body: &mut way.body,
+            failed: &way.failed,
+            logical,
+            race,
+            number: way.retries.number(),
+            time: way.time,
+        };
+        let entry = std::mem::replace(&mut way.entry, Entry::new());
+        let round = self.race(start, (entry, fault), request, hook).await;
+        way.entry = round.entry;
+        way.retries.hedged(round.tries, round.extra);
+        way.clock();
+        (round.result, round.judgement)
+    }
+}
+
+/// The head of a call's request. It is large, and stays where it is until its last try takes it.
+pub(super) struct Head(Option<Parts>);
+
+impl Head {
+    const GONE: &str = "nothing comes after the last try";
+
+    pub(super) fn get(&self) -> &Parts {
+        self.0.as_ref().expect(Self::GONE)
+    }
+
+    fn take(&mut self) -> Parts {
+        self.0.take().expect(Self::GONE)
     }
 }
 
@@ -164,11 +214,12 @@ impl<K: Key> Stack<K> {
 ///
 /// Apart from the future that makes them, which is as large as all that it holds across an await
 /// and is moved about with it.
-pub(super) struct UnderWay<'a, K, B> {
-    /// Until the last try takes it.
-    head: Option<Parts>,
+pub(super) struct UnderWay<'a, K: Key, B> {
+    head: &'a mut Head,
     body: Replay<B>,
     retries: Retries<'a>,
+    /// The try under way.
+    entry: Entry<K>,
     /// Where it failed, for the next try to go elsewhere.
     failed: Vec<K>,
     time: Time,
@@ -177,39 +228,29 @@ pub(super) struct UnderWay<'a, K, B> {
 }
 
 impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
-    pub(super) fn begin(plan: &'a Plan, request: Request<B>, time: Time) -> Self {
-        let (head, body) = request.into_parts();
-        let retries = Retries::new(plan, &head, time.now);
+    pub(super) fn begin(plan: &'a Plan, (head, body): (&'a mut Head, B), time: Time) -> Self {
+        let retries = Retries::new(plan, head.get(), time.now);
         Self {
             body: Replay::new(body, retries.replay()),
-            head: Some(head),
+            head,
             retries,
+            entry: Entry::new(),
             failed: Vec::new(),
             time,
             took: Duration::ZERO,
         }
     }
 
-    /// Head and body of the next try. `race`: hedges may follow it.
-    fn prepare(&mut self, race: bool) -> (Parts, ReplayBody<B>) {
-        let head = match &self.head {
-            Some(kept) if race || !self.retries.is_last() => copy(kept),
-            _ => self.head.take().expect("only the last try takes the head"),
-        };
+    /// The request of a try that every policy has let through. `race`: hedges may follow it.
+    fn depart<H: Hook<K>>(&mut self, race: bool, hook: &mut H) -> Request<ReplayBody<B>> {
         let body = self.body.view().expect("checked before each retry");
-        (head, body)
-    }
-
-    /// The request of a try that every policy has let through.
-    fn depart<H: Hook<K>>(
-        &self,
-        call: &Admitted<K>,
-        mut head: Parts,
-        body: ReplayBody<B>,
-        hook: &mut H,
-    ) -> Request<ReplayBody<B>> {
+        let mut head = if race || !self.retries.is_last() {
+            copy(self.head.get())
+        } else {
+            self.head.take()
+        };
         let began = self.time.now;
-        hook.started(self.attempt(call.key(), began), &mut head);
+        hook.started(self.attempt(began), &mut head);
         if let Some(deadline) = self.time.deadline {
             let left = deadline.saturating_duration_since(began);
             deadline::inject(&mut head.headers, left);
@@ -218,23 +259,79 @@ impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
     }
 
     /// The try that is about to begin, or under way.
-    fn attempt<'k>(&self, key: &'k K, began: Instant) -> Attempt<'k, K> {
+    fn attempt(&self, began: Instant) -> Attempt<'_, K> {
         Attempt {
             number: self.retries.number(),
-            key,
+            key: self.entry.key(),
             began,
         }
     }
 
+    /// Looks at the clock: the try under way has ended.
+    fn clock(&mut self) -> Instant {
+        let began = std::mem::replace(&mut self.time.now, Instant::now());
+        self.took = self.time.now.saturating_duration_since(began);
+        began
+    }
+
+    /// The try under way has come to `judgement`.
+    fn tried<H: Hook<K>>(&mut self, judgement: Judgement, hook: &mut H) {
+        let began = self.clock();
+        hook.ended(self.attempt(began), judgement.outcome, self.time.now);
+    }
+
     /// How long to wait before the next try, which is paid for; `None`: there is none.
     fn next(&mut self, judgement: &Judgement, stack: &Stack<K>) -> Option<Duration> {
+        if !judgement.worth_a_retry {
+            return None;
+        }
         let (body, failed) = (&self.body, &self.failed);
         // Two endpoints: the next try goes to another one.
         let elsewhere = || stack.0.balancer.len() > failed.len() + 1;
         let replayable = || body.can_replay();
         let rng = &stack.0.rng;
-        self.retries
-            .next(judgement, replayable, elsewhere, self.time, rng)
+        let wait = self
+            .retries
+            .next(judgement, replayable, elsewhere, self.time, rng)?;
+        self.failed.push(self.entry.key().clone());
+        self.entry.end(*judgement, self.time.now);
+        Some(wait)
+    }
+
+    /// Hands the permits to the answer's body, or ends the call with its error.
+    fn finish<A, RB, E>(
+        &mut self,
+        result: Result<Response<A>, Error<E>>,
+        judgement: Judgement,
+        body: impl FnOnce(A) -> EitherBody<RB, FixedBody>,
+    ) -> Result<Answer<K, RB>, Error<E>>
+    where
+        A: Body,
+        RB: Body<Data = Bytes>,
+        RB::Error: Into<BoxError>,
+    {
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => {
+                self.entry.end(judgement, self.time.now);
+                return Err(error);
+            }
+        };
+        let outcome = judgement.outcome;
+        let is_empty = response.body().is_end_stream();
+        // What a callee asks for is in its head, and should be heard before its body ends.
+        let asks = outcome.is_failure() && judgement.after.is_some();
+        if asks || is_empty {
+            self.entry.end(judgement, self.time.now);
+        }
+        let paid = self.retries.take_paid();
+        if is_empty {
+            // Nothing is left to hold, and to hand it on is not free.
+            drop(paid);
+            return Ok(response.map(|own| GuardedBody::free(body(own))));
+        }
+        let (guard, deadline) = (self.entry.hand_on(paid), self.time.deadline);
+        Ok(response.map(|own| GuardedBody::new(body(own), guard, outcome, deadline)))
     }
 }
 
@@ -264,56 +361,21 @@ fn degrade<K, RB, E, H: Hook<K>>(
     Ok(answer.map(|body| GuardedBody::free(EitherBody::other(body))))
 }
 
-/// Hands the permits to the answer's body, or ends the call with its error.
-fn finish<K: Key, RB, E>(
-    mut call: Admitted<K>,
-    result: Result<Response<EitherBody<RB, FixedBody>>, Error<E>>,
-    judgement: Judgement,
-    time: Time,
-    paid: Paid,
-) -> Result<Answer<K, RB>, Error<E>>
-where
-    RB: Body<Data = Bytes>,
-    RB::Error: Into<BoxError>,
-{
-    let response = match result {
-        Ok(response) => response,
-        Err(error) => {
-            call.end(judgement, time.now);
-            return Err(error);
-        }
-    };
-    let outcome = judgement.outcome;
-    // What a callee asks for is in its head, and should be heard before its body ends.
-    let asks = outcome.is_failure() && judgement.after.is_some();
-    if asks || response.body().is_end_stream() {
-        call.end(judgement, time.now);
-    }
-    if response.body().is_end_stream() {
-        // Nothing is left to hold, and to hand it on is not free.
-        drop(paid);
-        return Ok(response.map(GuardedBody::free));
-    }
-    let guard = call.into_guard(paid);
-    Ok(response.map(|body| GuardedBody::new(body, guard, outcome, time.deadline)))
-}
-
 /// When the call must be over: the request's or the policy's word, or the caller's deadline,
 /// whichever is earlier.
-fn total_deadline<B>(
+fn total_deadline(
     policy: &TrafficPolicy,
-    request: &Request<B>,
+    head: &Parts,
     now: Instant,
 ) -> Result<Option<Instant>, Rejected> {
-    let total = match request.extensions().get::<RequestTimeout>() {
+    let total = match head.extensions.get::<RequestTimeout>() {
         Some(own) => (!own.0.is_zero()).then_some(own.0),
         None => policy.timeouts.total(),
     };
-    let own = request.extensions().get::<Deadline>();
-    let caller = match own {
+    let caller = match head.extensions.get::<Deadline>() {
         // Read on arrival; what the service itself took is off already.
         Some(deadline) => Some(deadline.left(now.into_std())),
-        None => deadline::extract(request.headers()),
+        None => deadline::extract(&head.headers),
     };
     let left = match (total, caller) {
         (Some(a), Some(b)) => Some(a.min(b)),

@@ -3,11 +3,16 @@
 use std::{future::poll_fn, time::Duration};
 
 use bytes::Bytes;
-use http::Request;
+use http::request::Parts;
 use http_body::Body;
 use tokio::time::Instant;
 
-use super::{Answer, Hook, Stack, attempt::Time, call::UnderWay, plan::Plan};
+use super::{
+    Answer, Hook, Stack,
+    attempt::Time,
+    call::{Head, UnderWay},
+    plan::Plan,
+};
 use crate::{
     balance::Key,
     coalesce::{self, Joined, Lead, Turn},
@@ -18,6 +23,18 @@ use crate::{
     outcome::{Policy, Reason, Rejected},
 };
 
+impl Plan {
+    /// What this request shares a call under, if it may.
+    pub(super) fn asked<B: Body>(
+        &self,
+        head: &Parts,
+        body: &B,
+    ) -> Option<(&Coalesce, coalesce::Key)> {
+        let coalesce = self.coalesce.as_ref()?;
+        Some((coalesce, coalesce.key_of(head, body)?))
+    }
+}
+
 impl<K: Key> Stack<K> {
     /// Waits for the answer of the call that is made, or makes it. Cancel-safe: a lead that is
     /// dropped passes to who waits.
@@ -26,7 +43,7 @@ impl<K: Key> Stack<K> {
         plan: &Plan,
         (coalesce, key): (&Coalesce, coalesce::Key),
         transport: &T,
-        request: Request<B>,
+        request: (&mut Head, B),
         mut time: Time,
         (hook, took): (&mut H, &mut Duration),
     ) -> Result<Answer<K, T::Body>, Error<T::Error>>

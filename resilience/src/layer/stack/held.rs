@@ -24,8 +24,21 @@ pub struct Held<K> {
     pub(super) breaker: Option<breaker::Permit>,
     pub(super) bulkhead: Option<bulkhead::Permit>,
     pub(super) concurrency: Option<adaptive::Permit>,
-    pub(super) pick: Pick<K>,
+    pub(super) pick: Option<Pick<K>>,
     pub(super) paid: Option<Paid>,
+}
+
+impl<K> Default for Held<K> {
+    fn default() -> Self {
+        Self {
+            throttle: None,
+            breaker: None,
+            bulkhead: None,
+            concurrency: None,
+            pick: None,
+            paid: None,
+        }
+    }
 }
 
 /// What a call holds of the retry budget: itself under way, and its last retry.
@@ -33,6 +46,10 @@ pub(super) type Paid = (Option<Logical>, Option<Extra>);
 
 impl<K> Completes for Held<K> {
     fn complete(self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
+        if self.pick.is_none() {
+            // Some policy has not let it through yet: it has nothing to say about the callee.
+            return;
+        }
         Completes::complete(self.throttle, outcome, now, retry_after);
         Completes::complete(self.breaker, outcome, now, retry_after);
         Completes::complete(self.bulkhead, outcome, now, retry_after);
@@ -45,19 +62,33 @@ impl<K> Completes for Held<K> {
 /// place, and holds the call's permits.
 pub type Answer<K, RB> = Response<GuardedBody<EitherBody<RB, FixedBody>, Held<K>>>;
 
-/// A try that every policy has let through.
+/// A try: what it has acquired so far, and from its last policy on, where it goes.
+///
+/// It is filled where it stands, because what it holds is large, and moving it costs as much as
+/// acquiring it.
 #[derive(Debug)]
-pub(super) struct Admitted<K>(CallGuard<Held<K>>);
+pub(super) struct Entry<K>(CallGuard<Held<K>>);
 
-impl<K: Key> Admitted<K> {
-    pub(super) fn new(held: Held<K>) -> Self {
-        Self(CallGuard::new(held))
+impl<K: Key> Entry<K> {
+    /// A try that holds nothing yet.
+    pub(super) fn new() -> Self {
+        Self(CallGuard::none())
+    }
+
+    /// What it holds, to be added to. A try that was before has ended.
+    pub(super) fn begin(&mut self) -> &mut Held<K> {
+        self.0.put(Held::default())
+    }
+
+    /// A policy has refused it: what it has acquired goes back, and says nothing of the callee.
+    pub(super) fn refused(&mut self) {
+        drop(self.0.take());
     }
 
     /// Where it goes.
     pub(super) fn key(&self) -> &K {
-        let held = self.0.held();
-        held.expect("asked only before its end").pick.key()
+        let pick = self.0.held().and_then(|held| held.pick.as_ref());
+        pick.expect("asked only while it is under way").key()
     }
 
     /// It has ended at `now`.
@@ -69,10 +100,10 @@ impl<K: Key> Admitted<K> {
     }
 
     /// Hands the permits, and what the call has paid, to the answer's body.
-    pub(super) fn into_guard(mut self, paid: Paid) -> CallGuard<Held<K>> {
+    pub(super) fn hand_on(&mut self, paid: Paid) -> CallGuard<Held<K>> {
         if let Some(held) = self.0.held_mut() {
             held.paid = Some(paid);
         }
-        self.0
+        std::mem::replace(&mut self.0, CallGuard::none())
     }
 }

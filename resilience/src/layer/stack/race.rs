@@ -18,13 +18,14 @@ use tokio::time::{Instant, Sleep};
 use super::{
     Attempt, Hook, Stack,
     attempt::{Time, copy, judge},
-    held::Admitted,
+    held::Entry,
     plan::Plan,
     send::{Sent, send},
 };
 use crate::{
     balance::Key,
     context::deadline,
+    fault::Fault,
     hedge::{Race, Unsent},
     layer::{Patience, ReplayBody, Transport, replay::Replay},
     retry::{
@@ -35,7 +36,7 @@ use crate::{
 
 /// The try of a round that counts: the one that won, or the last to fail.
 pub(super) struct Round<K: Key, RB, E> {
-    pub call: Admitted<K>,
+    pub entry: Entry<K>,
     pub result: Sent<RB, E>,
     pub judgement: Judgement,
     /// What a hedge has paid.
@@ -61,7 +62,7 @@ pub(super) struct Start<'a, K: Key, B, T> {
 
 /// A try under way.
 struct Lane<K: Key, F> {
-    call: Admitted<K>,
+    entry: Entry<K>,
     number: u32,
     began: Instant,
     extra: Option<Extra>,
@@ -96,7 +97,7 @@ impl<K: Key> Stack<K> {
     pub(super) async fn race<B, T, H>(
         &self,
         mut start: Start<'_, K, B, T>,
-        call: Admitted<K>,
+        (entry, fault): (Entry<K>, Option<Fault>),
         request: Request<ReplayBody<B>>,
         hook: &mut H,
     ) -> Round<K, T::Body, T::Error>
@@ -106,10 +107,11 @@ impl<K: Key> Stack<K> {
         H: Hook<K>,
     {
         let (plan, transport) = (start.plan, start.transport);
-        let send = |key: K, request, time| send_to(plan, transport, key, request, time);
+        let send =
+            |fault, key: K, request, time| send_to(plan, fault, transport, key, request, time);
         let mut lanes = vec![Lane {
-            sent: Box::pin(send(call.key().clone(), request, start.time)),
-            call,
+            sent: Box::pin(send(fault, entry.key().clone(), request, start.time)),
+            entry,
             number: start.number,
             began: start.time.now,
             extra: None,
@@ -126,13 +128,15 @@ impl<K: Key> Stack<K> {
                 Event::HedgeDue => {
                     start.time.now = now;
                     let mut avoid = start.failed.to_vec();
-                    avoid.extend(lanes.iter().map(|lane| lane.call.key().clone()));
-                    if let Some((call, request, number, extra)) =
+                    avoid.extend(lanes.iter().map(|lane| lane.entry.key().clone()));
+                    if let Some((entry, request, number, extra)) =
                         self.hedge(&mut start, &avoid, hook).await
                     {
+                        let fault = plan.fault(request.headers());
+                        let key = entry.key().clone();
                         lanes.push(Lane {
-                            sent: Box::pin(send(call.key().clone(), request, start.time)),
-                            call,
+                            sent: Box::pin(send(fault, key, request, start.time)),
+                            entry,
                             number,
                             began: now,
                             extra: Some(extra),
@@ -146,11 +150,11 @@ impl<K: Key> Stack<K> {
                     let (began, ended) = (lane.began.into_std(), now.into_std());
                     start.race.ended(judgement.outcome, began, ended);
                     let (number, began) = (lane.number, lane.began);
-                    let key = lane.call.key();
+                    let key = lane.entry.key();
                     hook.ended(Attempt { number, key, began }, judgement.outcome, now);
                     if !judgement.is_good() && !lanes.is_empty() {
                         // Another one may still come out better.
-                        lane.call.end(judgement, now);
+                        lane.entry.end(judgement, now);
                         continue;
                     }
                     if judgement.is_good() && lane.extra.is_some() {
@@ -160,7 +164,7 @@ impl<K: Key> Stack<K> {
                         start.race.cancelled(other.began.into_std(), ended);
                     }
                     return Round {
-                        call: lane.call,
+                        entry: lane.entry,
                         result,
                         judgement,
                         extra: lane.extra,
@@ -177,7 +181,7 @@ impl<K: Key> Stack<K> {
         start: &mut Start<'_, K, B, T>,
         avoid: &[K],
         hook: &mut H,
-    ) -> Option<(Admitted<K>, Request<ReplayBody<B>>, u32, Extra)>
+    ) -> Option<(Entry<K>, Request<ReplayBody<B>>, u32, Extra)>
     where
         B: Body<Data = Bytes> + Unpin + Send,
         T: Transport<K, B>,
@@ -191,17 +195,19 @@ impl<K: Key> Stack<K> {
         let view = start.body.view()?;
         let now = start.time.now;
         let extra = start.race.send(start.logical, now.into_std()).ok()?;
-        let mut parts = copy(start.head);
-        let asked = self.admit(start.plan, &parts, avoid, &mut start.time, Patience::None);
-        let Ok(call) = asked.await else {
+        let mut entry = Entry::new();
+        let (asks, time) = ((start.head, avoid), &mut start.time);
+        let asked = self.admit(start.plan, asks, time, Patience::None, &mut entry);
+        if asked.await.is_err() {
             extra.forgive();
             start.race.skip(Unsent::NotReady);
             return None;
-        };
+        }
+        let mut parts = copy(start.head);
         let number = start.number + start.race.sent();
         let attempt = Attempt {
             number,
-            key: call.key(),
+            key: entry.key(),
             began: now,
         };
         hook.started(attempt, &mut parts);
@@ -209,13 +215,14 @@ impl<K: Key> Stack<K> {
             let left = deadline.saturating_duration_since(now);
             deadline::inject(&mut parts.headers, left);
         }
-        Some((call, Request::from_parts(parts, view), number, extra))
+        Some((entry, Request::from_parts(parts, view), number, extra))
     }
 }
 
 /// [`send`] with a key of its own, so that lanes can be of one type.
 async fn send_to<K, B, T>(
     plan: &Plan,
+    fault: Option<Fault>,
     transport: &T,
     key: K,
     request: Request<ReplayBody<B>>,
@@ -225,5 +232,5 @@ where
     B: Body<Data = Bytes> + Unpin + Send,
     T: Transport<K, B>,
 {
-    send(plan, transport, &key, request, time).await
+    send(plan, fault, transport, &key, request, time).await
 }
