@@ -144,7 +144,8 @@
 //! - `schema`: JSON Schema of [`TrafficPolicy`], as `TrafficPolicy::json_schema_text()` prints it.
 //!
 //! # What it costs
-//! Nanoseconds a call, beside peers, with the aims that are missed: the page `numbers`.
+//! Nanoseconds a call, beside peers, with the aims that are missed: the page `numbers`. What peers
+//! get wrong, and the test that keeps each of it from happening here: the page `peers`.
 //!
 //! # What is not promised
 //! State is per process: two gateways have two circuits. Nothing here speaks to a network.
@@ -192,6 +193,9 @@ pub mod metrics;
 #[doc = include_str!("numbers.md")]
 pub mod numbers {}
 pub mod outcome;
+#[cfg(doc)]
+#[doc = include_str!("peers.md")]
+pub mod peers {}
 mod policy;
 pub mod rate_limit;
 pub mod retry;

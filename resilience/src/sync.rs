@@ -26,10 +26,28 @@ mod modelled {
             Self(loom::sync::Mutex::new(value))
         }
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            LOCKS.set(LOCKS.get() + 1);
             self.0.lock().expect("no model panics in a lock")
         }
         pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            LOCKS.set(LOCKS.get() + 1);
             self.0.try_lock().ok()
         }
     }
+
+    std::thread_local! {
+        /// How often this thread took a lock, or tried to.
+        static LOCKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    }
+
+    /// How many locks `call` takes.
+    #[cfg(test)]
+    pub(super) fn locks(call: impl FnOnce()) -> u64 {
+        let before = LOCKS.get();
+        call();
+        LOCKS.get() - before
+    }
 }
+
+#[cfg(all(test, loom))]
+mod models;

@@ -8,4 +8,5 @@ mod accounting;
 mod allocations;
 mod cases;
 mod document;
+mod peers;
 mod surface;
