@@ -263,9 +263,13 @@ pub struct Step {
     pub label: Option<String>,
     /// The request's method. Default GET.
     pub method: Option<String>,
+    /// Its path and query. Default "/".
+    pub path: Option<String>,
     /// The request's headers.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    /// The request's body. Default none.
+    pub sends: Option<String>,
     /// What its caller sees; must be said unless the call is dropped.
     pub want: Option<Want>,
     /// With a refusal: when to come back, to the millisecond, rounded up.
@@ -276,6 +280,8 @@ pub struct Step {
     pub took: Option<Millis>,
     /// How the held body breaks off, if it does: `"deadline"`.
     pub body: Option<String>,
+    /// What the body says.
+    pub text: Option<String>,
     /// What the host says of its policies then.
     pub read: Option<Reading>,
 }
@@ -338,6 +344,8 @@ pub enum Fault {
     Reset,
     /// Nothing ever comes.
     Hang,
+    /// What makes the call panics.
+    Panic,
 }
 
 impl Fault {
@@ -346,7 +354,7 @@ impl Fault {
         match self {
             Self::Connect => Some(FailureClass::Connect),
             Self::Reset => Some(FailureClass::Reset),
-            Self::Hang => None,
+            Self::Hang | Self::Panic => None,
         }
     }
 }
@@ -364,7 +372,10 @@ pub struct Answer {
     /// The answer's headers.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Sent after an otherwise empty body.
+    /// The body.
+    #[serde(default)]
+    pub text: String,
+    /// Sent after the body.
     #[serde(default)]
     pub trailers: BTreeMap<String, String>,
     /// Keeps the body open until the call's label is in `ends` or `drop`.
@@ -380,6 +391,7 @@ impl Act {
             fault,
             took: At::default(),
             headers: BTreeMap::new(),
+            text: String::new(),
             trailers: BTreeMap::new(),
             held: false,
         };
@@ -395,8 +407,8 @@ impl Act {
     }
 }
 
-/// What a caller sees: a status, a failure of the callee (`"reset"`), a refusal of ours
-/// (`"breaker: open"`).
+/// What a caller sees: a status, a failure of the callee (`"reset"`), its own panic, a refusal of
+/// ours (`"breaker: open"`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Want {
     /// The answer's status.
@@ -418,11 +430,11 @@ impl<'de> Deserialize<'de> for Want {
         match Raw::deserialize(d)? {
             Raw::Status(status) => Ok(Self::Status(status)),
             Raw::Text(text) if text.contains(": ") => Ok(Self::Refusal(text)),
-            Raw::Text(text) if matches!(text.as_str(), "reset" | "connect") => {
+            Raw::Text(text) if matches!(text.as_str(), "reset" | "connect" | "panic") => {
                 Ok(Self::Failure(text))
             }
             Raw::Text(text) => Err(D::Error::custom(format!(
-                "{text:?} is neither \"reset\", \"connect\" nor \"policy: reason\""
+                "{text:?} is neither \"reset\", \"connect\", \"panic\" nor \"policy: reason\""
             ))),
         }
     }
@@ -468,6 +480,17 @@ pub struct Reading {
     pub throttle: Option<f64>,
     /// Tries under way towards endpoints.
     pub pending: Option<u32>,
+    /// Coalescing: keys under way, calls that wait for another one.
+    pub keys: Option<u64>,
+    pub following: Option<u64>,
+    /// Calls made for all who asked, those that another one had begun among them; calls that waited.
+    pub led: Option<u64>,
+    pub promoted: Option<u64>,
+    pub followed: Option<u64>,
+    /// How waiting ended: with the answer, with a call of one's own, with the leader's panic.
+    pub answered: Option<u64>,
+    pub released: Option<u64>,
+    pub broken: Option<u64>,
 }
 
 /// A share, or that there is none yet.
@@ -505,7 +528,7 @@ impl Reading {
         }
         exact!(breaker calls failed slow rejected stale cancelled open_for exceeded);
         exact!(in_flight waiting limit adaptive_in_flight retries retries_refused balance);
-        exact!(remaining pending);
+        exact!(remaining pending keys following led promoted followed answered released broken);
         for (what, want, got) in [
             ("failure_rate", self.failure_rate, seen.failure_rate),
             ("slow_rate", self.slow_rate, seen.slow_rate),

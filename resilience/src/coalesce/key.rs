@@ -22,6 +22,15 @@ impl Key {
     pub fn new(bytes: impl Into<Box<[u8]>>) -> Self {
         Self(bytes.into())
     }
+
+    /// The same question, of someone or about something more: a key is equal to it only if both
+    /// halves are. A copy.
+    #[must_use]
+    pub fn and(self, more: &[u8]) -> Self {
+        // The length last: read from the end, the two halves come apart in one way.
+        let key = [&self.0, more, &(more.len() as u64).to_le_bytes()].concat();
+        Self(key.into())
+    }
 }
 
 /// Longer keys are not worth their memory.

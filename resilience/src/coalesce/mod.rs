@@ -32,7 +32,7 @@ mod models;
 mod tests;
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
+    collections::{BTreeMap, HashMap, hash_map::RandomState},
     fmt,
     hash::BuildHasher,
     sync::Arc,
@@ -97,7 +97,8 @@ struct Flight<T> {
 struct State<T> {
     phase: Phase<T>,
     next: u64,
-    waiting: HashMap<u64, Option<Waker>>,
+    /// In the order in which they came: who has waited longest is woken first.
+    waiting: BTreeMap<u64, Option<Waker>>,
 }
 
 impl<T> State<T> {
@@ -225,7 +226,7 @@ impl<T: Clone> Coalescer<T> {
             state: Mutex::new(State {
                 phase: Phase::Led,
                 next: 0,
-                waiting: HashMap::new(),
+                waiting: BTreeMap::new(),
             }),
         });
         table.insert(key, Arc::clone(&flight));

@@ -362,3 +362,19 @@ fn whose_answer_it_is() {
         assert_eq!(rules.may_share(status, &headers(list)), want, "{name}");
     }
 }
+
+proptest! {
+    #[test]
+    fn keys_of_two_halves_are_equal_only_if_both_are(
+        a: Vec<u8>, b: Vec<u8>, c: Vec<u8>, d: Vec<u8>,
+    ) {
+        let of = |one: &[u8], more: &[u8]| Key::new(one).and(more);
+        prop_assert_eq!(of(&a, &b) == of(&c, &d), (&a, &b) == (&c, &d));
+        // The same bytes, cut elsewhere.
+        let all = [&a[..], &b].concat();
+        for cut in 0..=all.len() {
+            let same = cut == a.len();
+            prop_assert_eq!(of(&all[..cut], &all[cut..]) == of(&a, &b), same);
+        }
+    }
+}

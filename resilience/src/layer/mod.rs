@@ -62,7 +62,9 @@ use self::slot::Patience;
 pub use self::{
     bodies::{EitherBody, FixedBody},
     body::{BodyError, GuardedBody},
-    coalesce::{CoalesceFuture, CoalesceLayer, CoalesceService, CoalescedBody},
+    coalesce::{
+        ByRules, CoalesceFuture, CoalesceKey, CoalesceLayer, CoalesceService, CoalescedBody,
+    },
     context::{ContextLayer, ContextService, propagate, propagate_as},
     deadline::{DeadlineFuture, DeadlineLayer, DeadlineService},
     fallback::{

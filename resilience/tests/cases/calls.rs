@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use selvedge_resilience::{Rejected, breaker, config::Millis};
+use selvedge_resilience::{Rejected, breaker, coalesce, config::Millis};
 
 use super::table::{Calls, Reading, Share, Step, Want};
 
@@ -14,7 +14,8 @@ pub(super) struct Seen {
     pub(super) retry_after: Option<Duration>,
     /// Tries that reached the callee.
     pub(super) tries: u32,
-    /// How the body broke off.
+    /// What the body said, and how it broke off.
+    pub(super) text: String,
     pub(super) broke: Option<String>,
     /// It is over: its body has ended, it failed, or its caller gave up.
     pub(super) over: bool,
@@ -69,6 +70,10 @@ pub(super) fn judge(n: usize, step: &Step, seen: &Seen) -> Vec<String> {
         let got = seen.head.as_ref().map(|(_, took)| Millis(*took));
         look("took", got == Some(want), format!("{got:?}, want {want}"));
     }
+    if let Some(want) = &step.text {
+        let got = &seen.text;
+        look("text", got == want, format!("{got:?}, want {want:?}"));
+    }
     look(
         "body",
         seen.broke == step.body,
@@ -97,13 +102,28 @@ pub(super) fn read_breaker(into: &mut Reading, snapshot: &breaker::Snapshot) {
     into.exceeded = Some(snapshot.calls.exceeded);
 }
 
+/// What coalescing says.
+pub(super) fn read_coalesce(into: &mut Reading, status: &coalesce::Status) {
+    into.keys = Some(status.in_flight);
+    into.following = Some(status.waiting);
+    into.led = Some(status.led);
+    into.promoted = Some(status.promoted);
+    into.followed = Some(status.followed);
+    into.answered = Some(status.answered);
+    into.released = Some(status.released);
+    into.broken = Some(status.broken);
+}
+
 /// After the last step nobody may hold anything.
 pub(super) fn leaks(seen: &Reading) -> Vec<String> {
+    let few = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     [
         ("bulkhead", seen.in_flight),
         ("queue", seen.waiting),
         ("adaptive limit", seen.adaptive_in_flight),
         ("balancer", seen.pending),
+        ("table of keys", seen.keys.map(few)),
+        ("wait for another call", seen.following.map(few)),
     ]
     .into_iter()
     .filter(|(_, held)| held.is_some_and(|held| held > 0))

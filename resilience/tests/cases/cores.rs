@@ -4,6 +4,7 @@
 //! at equal times in the order in which the calls began.
 
 use std::{
+    rc::Rc,
     task::{Poll, Waker},
     time::{Duration, Instant, SystemTime},
 };
@@ -16,6 +17,7 @@ use selvedge_resilience::{
     breaker::{self, CircuitBreaker},
     bulkhead::{self, Bulkhead, Entry, Queued, Waiter},
     classify::{self, GrpcCode},
+    coalesce::Follow,
     context::deadline,
     rate_limit::RateLimit,
     retry::{
@@ -26,7 +28,8 @@ use selvedge_resilience::{
 };
 
 use super::{
-    calls::{Seen, check, judge, leaks, read_breaker, refusal},
+    calls::{Seen, check, judge, leaks, read_breaker, read_coalesce, refusal},
+    coalesced::{Coalesce, Gathering, Led, Told},
     table::{Answer, Calls, Fault, Reading, Step, Want},
 };
 
@@ -79,8 +82,9 @@ pub(super) fn run(case: &Calls) -> Vec<String> {
 
 // ---- the policies -----------------------------------------------------------------------------
 
-struct Cores {
-    policy: TrafficPolicy,
+pub(super) struct Cores {
+    pub(super) policy: TrafficPolicy,
+    pub(super) coalesce: Option<Rc<Coalesce>>,
     throttle: Option<Throttle>,
     breaker: Option<CircuitBreaker>,
     bulkhead: Option<Bulkhead>,
@@ -98,6 +102,7 @@ impl Cores {
         balancer.set_members([Member::new(0)], now);
         let mut cores = Self {
             policy: TrafficPolicy::default(),
+            coalesce: None,
             throttle: None,
             breaker: None,
             bulkhead: None,
@@ -113,6 +118,9 @@ impl Cores {
 
     /// What is written keeps its state, or begins; what is not, ends.
     fn change(&mut self, policy: &TrafficPolicy, now: Instant) {
+        let config = policy.coalesce.as_ref();
+        self.coalesce =
+            config.map(|config| Rc::new(Coalesce::new(config, self.coalesce.as_deref())));
         keep(
             &mut self.throttle,
             policy.throttle.as_ref(),
@@ -175,6 +183,9 @@ impl Cores {
             reading.retries_refused = Some(counts.exhausted + counts.capped);
             reading.balance = Some(budget.balance(now));
         }
+        if let Some(coalesce) = &self.coalesce {
+            read_coalesce(&mut reading, &coalesce.core.status());
+        }
         reading.remaining = self.rate.as_ref().map(|core| core.status(now).remaining);
         reading.throttle = self.throttle.as_ref().map(|core| core.probability(now));
         let endpoints = self.balancer.status(now);
@@ -225,28 +236,34 @@ impl Held {
     }
 }
 
-enum State {
+pub(super) enum State {
+    /// For the answer of another call.
+    Follows(Follow<Told>, Rc<Coalesce>),
     WaitsForSlot(Waiter<Bulkhead>),
     WaitsForLimit(Waiter<AdaptiveLimit>),
     /// Until the callee acts, and until it is cut off.
     Sent(Answer, Option<Instant>, Option<Instant>),
     Backoff(Instant),
+    /// The body is held open, and its leader waits until it can be shared.
+    Gathers(Gathering),
     /// The body is held open.
     Open(Outcome),
     Over,
 }
 
-struct Call<'a> {
+pub(super) struct Call<'a> {
     n: usize,
-    step: &'a Step,
-    began: Instant,
-    deadline: Option<Instant>,
+    pub(super) step: &'a Step,
+    pub(super) began: Instant,
+    pub(super) deadline: Option<Instant>,
     tries: Option<Tries>,
     logical: Option<Logical>,
     extra: Option<Extra>,
     held: Held,
-    state: State,
-    seen: Seen,
+    /// Others may wait for this call.
+    pub(super) lead: Option<Led>,
+    pub(super) state: State,
+    pub(super) seen: Seen,
 }
 
 struct World<'a> {
@@ -268,6 +285,7 @@ impl<'a> World<'a> {
             logical: None,
             extra: None,
             held: Held::default(),
+            lead: None,
             state: State::Over,
             seen: Seen::default(),
         };
@@ -282,14 +300,7 @@ impl<'a> World<'a> {
             return;
         }
         call.deadline = left.map(|left| now + left);
-        if let Some(retry) = policy.retry.as_ref().filter(|retry| retry.attempts > 0) {
-            let method = step.method.as_deref().unwrap_or("GET");
-            let method: Method = method.parse().expect("a method");
-            let safety = retry.safety(&method, &headers, &http::Extensions::new());
-            call.tries = Some(Tries::new(retry, safety));
-            call.logical = self.cores.budget.as_ref().map(|budget| budget.begin(now));
-        }
-        call.attempt(&self.cores, now);
+        call.join(&self.cores, now);
         self.running.push(call);
     }
 
@@ -334,10 +345,11 @@ impl<'a> World<'a> {
     fn end_body(&mut self, label: &str) {
         let now = self.now;
         let call = self.labelled(label);
-        let State::Open(outcome) = call.state else {
-            panic!("the body of {label:?} is not open");
-        };
-        call.end(outcome, now, None);
+        match std::mem::replace(&mut call.state, State::Over) {
+            State::Gathers(gathering) => call.gathered(gathering, now),
+            State::Open(outcome) => call.end(outcome, now, None),
+            _ => panic!("the body of {label:?} is not open"),
+        }
         self.settle();
     }
 
@@ -355,14 +367,27 @@ impl<'a> World<'a> {
 }
 
 impl Call<'_> {
+    /// Makes the call: its first try.
+    pub(super) fn make(&mut self, cores: &Cores, now: Instant) {
+        let retry = cores.policy.retry.as_ref();
+        if let Some(retry) = retry.filter(|retry| retry.attempts > 0) {
+            let headers = header_map(&self.step.headers);
+            let safety = retry.safety(&method(self.step), &headers, &http::Extensions::new());
+            self.tries = Some(Tries::new(retry, safety));
+            self.logical = cores.budget.as_ref().map(|budget| budget.begin(now));
+        }
+        self.attempt(cores, now);
+    }
+
     /// When something happens to it by itself.
     fn due(&self) -> Option<Instant> {
         match &self.state {
             State::WaitsForSlot(waiter) => earlier(waiter.deadline(), self.deadline),
             State::WaitsForLimit(waiter) => earlier(waiter.deadline(), self.deadline),
             State::Sent(_, acts, cut) => earlier(*acts, *cut),
+            State::Gathers(gathering) => earlier(Some(gathering.until), self.deadline),
             State::Backoff(until) => Some(*until),
-            State::Open(_) => self.deadline,
+            State::Follows(..) | State::Open(_) => self.deadline,
             State::Over => None,
         }
     }
@@ -371,6 +396,15 @@ impl Call<'_> {
     fn poll(&mut self, cores: &Cores, now: Instant) -> bool {
         let due = self.due().is_some_and(|due| due <= now);
         match std::mem::replace(&mut self.state, State::Over) {
+            State::Follows(mut follow, under) => match follow.poll(Waker::noop()) {
+                Poll::Ready(turn) => self.turn(turn, &under, cores, now),
+                Poll::Pending if due => {
+                    drop(follow);
+                    self.refuse(&Rejected::new(Policy::Deadline, Reason::Elapsed), now);
+                }
+                Poll::Pending => return self.stay(State::Follows(follow, under)),
+            },
+            State::Gathers(gathering) if due => self.not_gathered(gathering, now),
             State::WaitsForSlot(mut waiter) => match poll(&mut waiter, now) {
                 Poll::Ready(result) => self.has_slot(cores, result, now),
                 Poll::Pending if due => self.has_slot(cores, waiter.expire(now), now),
@@ -480,8 +514,10 @@ impl Call<'_> {
             return;
         }
         let took = now - self.began;
+        let elapsed = Rejected::new(Policy::Deadline, Reason::Elapsed);
         let want = match (acted, answer.status, answer.fault) {
-            (false, ..) => refusal(&Rejected::new(Policy::Deadline, Reason::Elapsed)),
+            (false, ..) => refusal(&elapsed),
+            (true, _, Some(Fault::Panic)) => Want::Failure("panic".to_owned()),
             (true, Some(status), _) => Want::Status(status),
             (true, None, fault) => {
                 let class = fault.and_then(Fault::class).expect("it acted");
@@ -489,6 +525,9 @@ impl Call<'_> {
             }
         };
         let is_answer = matches!(want, Want::Status(_));
+        if !is_answer {
+            self.failed_for_all(answer, (!acted).then_some(&elapsed));
+        }
         self.seen.head = Some((want, took));
         let outcome = judgement.outcome;
         let heard = outcome.is_failure() && judgement.after.is_some();
@@ -499,11 +538,17 @@ impl Call<'_> {
                 judgement.after.filter(|_| outcome.is_failure()),
             );
         }
-        if is_answer && answer.held {
+        if !is_answer {
+            return self.end(outcome, now, None);
+        }
+        self.seen.text.clone_from(&answer.text);
+        let trailers = GrpcCode::find(&header_map(&answer.trailers));
+        let outcome = trailers.map_or(outcome, GrpcCode::outcome);
+        if !self.for_all(answer, outcome, now) {
             self.state = State::Open(outcome);
-        } else {
-            let trailers = GrpcCode::find(&header_map(&answer.trailers));
-            self.end(trailers.map_or(outcome, GrpcCode::outcome), now, None);
+            if !answer.held {
+                self.end(outcome, now, None);
+            }
         }
     }
 
@@ -527,25 +572,34 @@ impl Call<'_> {
     }
 
     /// Nothing was sent: what was taken goes back, and a retry that was paid for is forgiven.
-    fn refuse(&mut self, rejected: &Rejected, now: Instant) {
+    pub(super) fn refuse(&mut self, rejected: &Rejected, now: Instant) {
         if let Some(extra) = self.extra.take() {
             extra.forgive();
+        }
+        if let Some(led) = self.lead.take() {
+            led.fail(*rejected);
         }
         self.seen.head = Some((refusal(rejected), now - self.began));
         self.seen.retry_after = rejected.retry_after;
         self.end(Outcome::Cancelled, now, None);
     }
 
-    fn end(&mut self, outcome: Outcome, now: Instant, after: Option<Duration>) {
+    pub(super) fn end(&mut self, outcome: Outcome, now: Instant, after: Option<Duration>) {
         std::mem::take(&mut self.held).complete(outcome, now, after);
-        (self.logical, self.extra) = (None, None);
+        (self.logical, self.extra, self.lead) = (None, None, None);
         self.state = State::Over;
         self.seen.over = true;
     }
 }
 
+pub(super) fn method(step: &Step) -> Method {
+    let method = step.method.as_deref().unwrap_or("GET");
+    method.parse().expect("a method")
+}
+
 fn judge_try(retry: Option<&RetryConfig>, answer: &Answer, acted: bool) -> Judgement {
     let failure = match (acted, answer.fault) {
+        (true, Some(Fault::Panic)) => return Judgement::last(Outcome::Cancelled),
         (false, _) => Some(FailureClass::Timeout),
         (true, fault) => fault.and_then(Fault::class),
     };

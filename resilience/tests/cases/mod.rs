@@ -4,6 +4,7 @@
 //! item.
 
 mod calls;
+mod coalesced;
 mod core;
 mod cores;
 mod numbers;

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -12,9 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response};
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use selvedge_resilience::layer::{
     BodyError, BoxError, Error, ReplayBody, Stack, StackService, StackStatus, TransportError,
 };
@@ -26,7 +28,7 @@ use tokio::{
 use tower::{Layer, ServiceExt};
 
 use super::{
-    calls::{Seen, check, judge, leaks, read_breaker, refusal},
+    calls::{Seen, check, judge, leaks, read_breaker, read_coalesce, refusal},
     cores::header_map,
     table::{Calls, Fault, Reading, Step, Tries, Want},
 };
@@ -130,6 +132,9 @@ fn read(status: &StackStatus<()>) -> Reading {
         reading.retries_refused = Some(status.retries.1);
         reading.balance = status.retry_balance;
     }
+    if let Some(coalesce) = &status.coalesce {
+        read_coalesce(&mut reading, coalesce);
+    }
     reading.remaining = status.rate_limit.as_ref().map(|rate| rate.remaining);
     reading.throttle = status.throttle;
     reading.pending = Some(status.endpoints.iter().map(|e| e.pending).sum());
@@ -149,9 +154,12 @@ struct Call<'a> {
 fn begin(service: StackService<Callee>, n: usize, step: &Step, id: usize) -> Call<'_> {
     let mut request = Request::builder()
         .method(step.method.as_deref().unwrap_or("GET"))
-        .uri("http://callee/")
+        .uri(format!(
+            "http://callee{}",
+            step.path.as_deref().unwrap_or("/")
+        ))
         .header(CALL, id)
-        .body(Empty::<Bytes>::new())
+        .body(Full::from(step.sends.clone().unwrap_or_default()))
         .expect("a request");
     request.headers_mut().extend(header_map(&step.headers));
     let seen = Arc::new(Mutex::new(Seen::default()));
@@ -167,12 +175,20 @@ fn begin(service: StackService<Callee>, n: usize, step: &Step, id: usize) -> Cal
 
 async fn make(
     service: StackService<Callee>,
-    request: Request<Empty<Bytes>>,
+    request: Request<Full<Bytes>>,
     seen: Arc<Mutex<Seen>>,
 ) {
     let began = Instant::now();
-    let result = service.oneshot(request).await;
+    // As a server does that keeps a panic from its other connections.
+    let caught = AssertUnwindSafe(service.oneshot(request)).catch_unwind();
+    let result = caught.await;
     let took = began.elapsed();
+    let Ok(result) = result else {
+        let mut seen = lock(&seen);
+        seen.head = Some((Want::Failure("panic".to_owned()), took));
+        seen.over = true;
+        return;
+    };
     let response = match result {
         Ok(response) => response,
         Err(error) => {
@@ -191,13 +207,17 @@ async fn make(
     lock(&seen).head = Some((Want::Status(response.status().as_u16()), took));
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {
-        if let Err(error) = frame {
-            lock(&seen).broke = Some(match error {
-                BodyError::Deadline => "deadline".to_owned(),
-                BodyError::Inner(error) => error.to_string(),
-                other => other.to_string(),
-            });
-            break;
+        match frame.map(Frame::into_data) {
+            Ok(Ok(data)) => lock(&seen).text += std::str::from_utf8(&data).expect("text"),
+            Ok(Err(_)) => {}
+            Err(error) => {
+                lock(&seen).broke = Some(match error {
+                    BodyError::Deadline => "deadline".to_owned(),
+                    BodyError::Inner(error) => error.to_string(),
+                    other => other.to_string(),
+                });
+                break;
+            }
         }
     }
     lock(&seen).over = true;
@@ -237,7 +257,7 @@ impl Callee {
 
 type Acts = Pin<Box<dyn Future<Output = Result<Response<ActBody>, BoxError>> + Send>>;
 
-impl tower::Service<Request<ReplayBody<Empty<Bytes>>>> for Callee {
+impl tower::Service<Request<ReplayBody<Full<Bytes>>>> for Callee {
     type Response = Response<ActBody>;
     type Error = BoxError;
     type Future = Acts;
@@ -246,7 +266,7 @@ impl tower::Service<Request<ReplayBody<Empty<Bytes>>>> for Callee {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<ReplayBody<Empty<Bytes>>>) -> Acts {
+    fn call(&mut self, request: Request<ReplayBody<Full<Bytes>>>) -> Acts {
         let id = request.headers()[CALL].to_str().expect("a number");
         let id: usize = id.parse().expect("a number");
         let mut all = lock(&self.0);
@@ -267,6 +287,7 @@ impl tower::Service<Request<ReplayBody<Empty<Bytes>>>> for Callee {
                     return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
                 }
                 Some(Fault::Hang) => std::future::pending().await,
+                Some(Fault::Panic) => panic!("as the table says"),
                 None => {}
             }
             let body = ActBody {
@@ -275,6 +296,7 @@ impl tower::Service<Request<ReplayBody<Empty<Bytes>>>> for Callee {
                         ends.wait_for(|ends| *ends).await.expect("the callee lives");
                     }) as Pin<Box<dyn Future<Output = ()> + Send>>
                 }),
+                text: (!answer.text.is_empty()).then(|| Bytes::from(answer.text)),
                 trailers: (!answer.trailers.is_empty()).then(|| header_map(&answer.trailers)),
             };
             let mut response = Response::new(body);
@@ -286,9 +308,10 @@ impl tower::Service<Request<ReplayBody<Empty<Bytes>>>> for Callee {
     }
 }
 
-/// Ends at once, or when the table says so; then perhaps says how it really was.
+/// Ends at once, or when the table says so; perhaps says something, and how it really was.
 struct ActBody {
     held: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    text: Option<Bytes>,
     trailers: Option<http::HeaderMap>,
 }
 
@@ -304,11 +327,14 @@ impl Body for ActBody {
             std::task::ready!(held.as_mut().poll(cx));
             self.held = None;
         }
+        if let Some(text) = self.text.take() {
+            return Poll::Ready(Some(Ok(Frame::data(text))));
+        }
         let trailers = self.trailers.take();
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.is_none() && self.trailers.is_none()
+        self.held.is_none() && self.text.is_none() && self.trailers.is_none()
     }
 }

@@ -1,5 +1,6 @@
 //! One call for all who ask the same at the same time, around any HTTP service.
 
+mod asked;
 mod gather;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -13,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, Version, request::Parts};
 use http_body::Body;
@@ -20,6 +22,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+pub use self::asked::{ByRules, CoalesceKey};
 pub(super) use self::gather::{Front, Gather, Gathered};
 use super::{EitherBody, Error, FixedBody, GuardedBody, oneshot::Oneshot};
 use crate::{
@@ -74,7 +77,7 @@ pub(super) fn failed() -> Rejected {
 #[derive(Debug, Clone)]
 pub(super) struct Coalesce {
     pub(super) core: Coalescer<Answered>,
-    pub(super) rules: Arc<KeyRules>,
+    pub(super) rules: KeyRules,
     pub(super) limit: usize,
     pub(super) gather: Duration,
     on_error: OnError,
@@ -95,22 +98,14 @@ impl Coalesce {
     fn around(core: Coalescer<Answered>, config: &CoalesceConfig) -> Result<Self, PolicyError> {
         Ok(Self {
             core,
-            rules: Arc::new(KeyRules::new(config)?),
+            rules: KeyRules::new(config)?,
             limit: config.body.as_usize(),
             gather: config.gather.0,
             on_error: config.errors,
         })
     }
 
-    pub(super) fn key<B: Body>(&self, request: &Request<B>) -> Option<Key> {
-        if !request.body().is_end_stream() {
-            return None;
-        }
-        let (method, uri) = (request.method(), request.uri());
-        self.rules.key(method, uri, request.headers())
-    }
-
-    /// The same of a request in parts.
+    /// What a request in parts shares a call under, as [`ByRules`] does.
     pub(super) fn key_of<B: Body>(&self, head: &Parts, body: &B) -> Option<Key> {
         let (method, uri) = (&head.method, &head.uri);
         body.is_end_stream()
@@ -147,23 +142,40 @@ impl Coalesce {
 
 /// Makes one call for all requests with the same key.
 ///
-/// `GET` and `HEAD` without a body, keyed as [`KeyRules`] says. The leader's answer is read up to
-/// [`CoalesceConfig::body`] bytes and [`CoalesceConfig::gather`] time; if that is all of it, everybody
-/// gets the same bytes and trailers. An answer that is longer, slower, or one person's alone goes on
-/// streaming to the leader, with what was read in front, and everybody else makes a call of their
-/// own.
+/// `GET` and `HEAD` without a body, keyed as [`KeyRules`] says, or as [`key`](Self::key) does. The
+/// leader's answer is read up to [`CoalesceConfig::body`] bytes and [`CoalesceConfig::gather`] time;
+/// if that is all of it, everybody gets the same bytes and trailers. An answer that is longer, slower,
+/// or one person's alone goes on streaming to the leader, with what was read in front, and everybody
+/// else makes a call of their own.
 ///
 /// Followers get the head and body, not the extensions of the answer. They have no deadline here:
 /// put [`TimeoutLayer`](super::TimeoutLayer) around it.
 ///
 /// ```
-/// # use selvedge_resilience::{coalesce::CoalesceConfig, layer::CoalesceLayer};
-/// let layer = CoalesceLayer::new(&CoalesceConfig::default())?;
+/// use selvedge_resilience::{
+///     coalesce::{CoalesceConfig, KeyRules},
+///     layer::CoalesceLayer,
+/// };
+///
+/// # type Body = http_body_util::Empty<bytes::Bytes>;
+/// let config = CoalesceConfig::default();
+/// // Answers differ by tenant, which is in the extensions and in no header.
+/// #[derive(Clone)]
+/// struct Tenant(u64);
+/// let rules = KeyRules::new(&config)?;
+/// let layer = CoalesceLayer::new(&config)?.key(move |request: &http::Request<Body>| {
+///     let tenant = request.extensions().get::<Tenant>()?;
+///     let asked = rules.key(request.method(), request.uri(), request.headers())?;
+///     Some(asked.and(&tenant.0.to_le_bytes()))
+/// });
 /// # let _ = layer;
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone)]
-pub struct CoalesceLayer(Coalesce);
+#[derive(Clone)]
+pub struct CoalesceLayer<K = ByRules> {
+    coalesce: Arc<ArcSwap<Coalesce>>,
+    key: K,
+}
 
 impl CoalesceLayer {
     /// With no calls under way yet. Clones, and the services they make, share the calls.
@@ -171,38 +183,87 @@ impl CoalesceLayer {
     /// # Errors
     /// [`PolicyError`] if the configuration cannot work.
     pub fn new(config: &CoalesceConfig) -> Result<Self, PolicyError> {
-        Coalesce::new(config).map(Self)
+        let coalesce = Coalesce::new(config)?;
+        Ok(Self {
+            coalesce: Arc::new(ArcSwap::from_pointee(coalesce)),
+            key: ByRules,
+        })
+    }
+}
+
+impl<K> CoalesceLayer<K> {
+    /// What requests ask, in place of [`ByRules`]: a closure from a request to its [`Key`].
+    ///
+    /// Whoever says so answers for it: two requests with one key get one answer, whatever their
+    /// methods, bodies and headers are, and if they act, they act once. What of the *answers* is for
+    /// everybody stays as [`KeyRules::may_share`] says.
+    #[must_use]
+    pub fn key<L>(self, key: L) -> CoalesceLayer<L> {
+        CoalesceLayer {
+            coalesce: self.coalesce,
+            key,
+        }
+    }
+
+    /// Takes another configuration, for the services that were made already too. Calls under way go
+    /// on by the one they began with, and who asks the same may still join them.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if it cannot work; nothing changes then.
+    pub fn reconfigure(&self, config: &CoalesceConfig) -> Result<(), PolicyError> {
+        let changed = self.coalesce.load().with(config)?;
+        self.coalesce.store(Arc::new(changed));
+        Ok(())
     }
 
     /// Counters and gauges now.
     pub fn status(&self) -> Status {
-        self.0.core.status()
+        self.coalesce.load().core.status()
     }
 }
 
-impl<S> Layer<S> for CoalesceLayer {
-    type Service = CoalesceService<S>;
-    fn layer(&self, inner: S) -> CoalesceService<S> {
+impl<K> fmt::Debug for CoalesceLayer<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CoalesceLayer")
+            .field(&self.coalesce.load())
+            .finish()
+    }
+}
+
+impl<K: Clone, S> Layer<S> for CoalesceLayer<K> {
+    type Service = CoalesceService<S, K>;
+    fn layer(&self, inner: S) -> CoalesceService<S, K> {
         CoalesceService {
-            coalesce: self.0.clone(),
+            coalesce: Arc::clone(&self.coalesce),
+            key: self.key.clone(),
             inner,
         }
     }
 }
 
 /// See [`CoalesceLayer`].
-#[derive(Debug, Clone)]
-pub struct CoalesceService<S> {
-    coalesce: Coalesce,
+#[derive(Clone)]
+pub struct CoalesceService<S, K = ByRules> {
+    coalesce: Arc<ArcSwap<Coalesce>>,
+    key: K,
     inner: S,
+}
+
+impl<S: fmt::Debug, K> fmt::Debug for CoalesceService<S, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CoalesceService")
+            .field("coalesce", &self.coalesce.load())
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The body of an answer: the callee's own, with what was read of it in front, or a shared one.
 pub type CoalescedBody<B> = EitherBody<GuardedBody<B, ()>, FixedBody>;
 
-impl<S, B, RB> Service<Request<B>> for CoalesceService<S>
+impl<S, K, B, RB> Service<Request<B>> for CoalesceService<S, K>
 where
-    B: Body,
+    K: CoalesceKey<B>,
     S: Service<Request<B>, Response = Response<RB>> + Clone,
     RB: Body<Data = Bytes> + Unpin,
     RB::Error: Into<super::BoxError>,
@@ -217,8 +278,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let joined = match self.coalesce.key(&request) {
-            Some(key) => self.coalesce.core.join(key),
+        let coalesce = self.coalesce.load_full();
+        let joined = match self.key.key(&request, &coalesce.rules) {
+            Some(key) => coalesce.core.join(key),
             None => Joined::Alone,
         };
         let service = self.inner.clone();
@@ -237,7 +299,7 @@ where
             },
         };
         CoalesceFuture {
-            coalesce: self.coalesce.clone(),
+            coalesce,
             lead,
             step,
         }
@@ -247,7 +309,7 @@ where
 pin_project! {
     /// Waits for another's answer, or makes the call.
     pub struct CoalesceFuture<S, B, RB, F> {
-        coalesce: Coalesce,
+        coalesce: Arc<Coalesce>,
         lead: Option<Lead<Answered>>,
         #[pin]
         step: Step<S, B, RB, F>,
@@ -291,7 +353,12 @@ where
                     }
                 }
                 StepProj::Calls { inner } => {
-                    let answer = match ready!(inner.poll(cx)) {
+                    // Held here meanwhile: a service that panics ends the flight while it unwinds.
+                    // In the future it would be dropped by whoever caught the panic, and pass on.
+                    let held = this.lead.take();
+                    let polled = inner.poll(cx);
+                    *this.lead = held;
+                    let answer = match ready!(polled) {
                         Ok(answer) => answer.map(GuardedBody::free),
                         Err(error) => {
                             if let Some(lead) = this.lead.take() {
@@ -308,14 +375,17 @@ where
                         return Poll::Ready(Ok(answer.map(EitherBody::own)));
                     }
                     let (head, body) = answer.into_parts();
-                    let Coalesce { limit, gather, .. } = *this.coalesce;
+                    let Coalesce { limit, gather, .. } = **this.coalesce;
                     Step::Gathers {
                         head: Some(head),
                         gather: Gather::new(body, limit, gather),
                     }
                 }
                 StepProj::Gathers { head, gather } => {
-                    let gathered = ready!(Pin::new(gather).poll(cx));
+                    let held = this.lead.take();
+                    let polled = Pin::new(gather).poll(cx);
+                    *this.lead = held;
+                    let gathered = ready!(polled);
                     let head = head.take().expect("it gathers only once");
                     let lead = this.lead.take().expect("who gathers has the lead");
                     let answer = settle(this.coalesce, lead, head, gathered);

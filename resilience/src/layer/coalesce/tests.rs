@@ -299,3 +299,84 @@ async fn in_the_stack_a_hasty_leader_does_not_fail_those_who_have_more_time() {
         assert_eq!(text(answer.expect("answers")).await.0, "one");
     }
 }
+
+/// The service below panics, and somebody catches that outside, as tower-http's `CatchPanic` does:
+/// the future is dropped when nothing unwinds any more.
+#[tokio::test(start_paused = true)]
+async fn a_panic_that_is_caught_outside_ends_the_flight_too() {
+    use std::panic::AssertUnwindSafe;
+    let (calls, service) = callee(|_| panic!("on purpose"));
+    let layer = CoalesceLayer::new(&CoalesceConfig::default()).expect("works");
+    let mut service = layer.layer(service);
+    let all = (0..4).map(|_| AssertUnwindSafe(service.call(get())).catch_unwind());
+    let ends = futures_util::future::join_all(all).await;
+    let panicked = ends.iter().filter(|end| end.is_err()).count();
+    assert_eq!((panicked, calls.load(Ordering::Relaxed)), (1, 1));
+    assert_eq!((layer.status().broken, layer.status().in_flight), (3, 0));
+
+    // Also while the body is gathered.
+    let panics = service_fn(|_: Request<Empty<Bytes>>| async {
+        let frames = stream::iter([0]).then(|_| async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            panic!("on purpose")
+        });
+        let frames = frames.map(|()| data("never"));
+        Ok::<_, BoxError>(Response::new(StreamBody::new(Box::pin(frames))))
+    });
+    let mut service = layer.layer(panics);
+    let all = (0..4).map(|_| AssertUnwindSafe(service.call(get())).catch_unwind());
+    let ends = futures_util::future::join_all(all).await;
+    assert_eq!(ends.iter().filter(|end| end.is_err()).count(), 1);
+    assert_eq!((layer.status().broken, layer.status().in_flight), (6, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_may_say_itself_what_is_the_same() {
+    let (calls, service) = callee(|_| Ok(Response::new(body(vec![data("one")]))));
+    // A query that is sent as a POST, told apart by what it asks.
+    let layer = CoalesceLayer::new(&CoalesceConfig::default())
+        .expect("works")
+        .key(|request: &Request<Empty<Bytes>>| {
+            let asked = request.headers().get("x-query-hash")?;
+            Some(Key::new(asked.as_bytes()))
+        });
+    let service = layer.layer(service);
+    let ask = |hash: Option<&'static str>| {
+        let mut request = Request::post("http://h/graphql")
+            .body(Empty::new())
+            .expect("valid");
+        if let Some(hash) = hash {
+            let hash = hash.parse().expect("a value");
+            request.headers_mut().insert("x-query-hash", hash);
+        }
+        service.clone().call(request)
+    };
+    let all = ["a", "a", "b", "a"].map(|hash| ask(Some(hash)));
+    for answer in futures_util::future::join_all(all).await {
+        assert_eq!(text(answer.expect("answers")).await.0, "one");
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+    // Without a key each goes by itself.
+    futures_util::future::join_all([ask(None), ask(None)]).await;
+    assert_eq!(calls.load(Ordering::Relaxed), 4);
+    assert_eq!((layer.status().led, layer.status().answered), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_configuration_reaches_services_that_are_there() {
+    let (calls, service) = callee(|_| Ok(Response::new(body(vec![data("0123456789")]))));
+    let layer = CoalesceLayer::new(&CoalesceConfig::default()).expect("works");
+    let service = layer.layer(service);
+    let under_way = many(&service, 2);
+    layer.reconfigure(&config(r#"body = "4B""#)).expect("works");
+    assert!(layer.reconfigure(&config("keys = 0")).is_err());
+    // Joins the call that began before, and shares what that one may.
+    let joins = many(&service, 1);
+    let (both, one) = tokio::join!(under_way, joins);
+    assert_eq!(
+        (both.len() + one.len(), calls.load(Ordering::Relaxed)),
+        (3, 1)
+    );
+    many(&service, 2).await;
+    assert_eq!(calls.load(Ordering::Relaxed), 3, "too long now");
+}
