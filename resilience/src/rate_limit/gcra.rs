@@ -97,15 +97,18 @@ pub(super) struct Taken {
     pub(super) tat: u64,
     /// By how much it moved on.
     pub(super) advance: u64,
+    /// What had been given back until then.
+    moved: u64,
 }
 
-/// Theoretical arrival time of the next cell. Zero is a bucket that was never used.
+/// Theoretical arrival time of the next cell, and how much was ever given back from before others.
+/// Zero is a bucket that was never used.
 #[derive(Debug)]
-pub(super) struct Word(AtomicU64);
+pub(super) struct Word(AtomicU64, AtomicU64);
 
 impl Word {
     pub(super) fn new() -> Self {
-        Self(AtomicU64::new(0))
+        Self(AtomicU64::new(0), AtomicU64::new(0))
     }
 
     /// Takes `cells` (at most the burst) or says how long until they would conform.
@@ -120,12 +123,19 @@ impl Word {
                 return Err(Duration::from_nanos(earliest - now.0));
             }
             let next = tat.max(now.0).saturating_add(advance);
+            let moved = self.1.load(Ordering::Acquire);
             // Ordered, for `cap_if_changed`: whoever writes after a cap must see its generation.
             match self
                 .0
                 .compare_exchange_weak(tat, next, Ordering::AcqRel, Ordering::Relaxed)
             {
-                Ok(_) => return Ok(Taken { tat: next, advance }),
+                Ok(_) => {
+                    return Ok(Taken {
+                        tat: next,
+                        advance,
+                        moved,
+                    });
+                }
                 Err(seen) => tat = seen,
             }
         }
@@ -134,17 +144,35 @@ impl Word {
     /// Gives back what of `taken` has not come back by itself.
     ///
     /// Time refills a bucket whether or not its cells were used. To give all of them back after a
-    /// while would refill it twice; what is left of the debt is at most `taken.tat − now`.
+    /// while would refill it twice; what is left of the debt is at most `taken.tat − now`. Less, if
+    /// what was taken before it has been given back since: then its own turn to come back by itself
+    /// was earlier. What was given back from between others counts as if it had been before all of
+    /// them, so that some may come back late, and none twice.
     pub(super) fn give_back(&self, taken: Taken, now: Tick) {
-        let back = taken.advance.min(taken.tat.saturating_sub(now.0));
-        let mut tat = self.0.load(Ordering::Relaxed);
-        while let Err(seen) = self.0.compare_exchange_weak(
-            tat,
-            tat.saturating_sub(back),
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        ) {
-            tat = seen;
+        let mut told = 0;
+        let mut tat = self.0.load(Ordering::Acquire);
+        loop {
+            let moved = self.1.load(Ordering::Acquire).wrapping_sub(taken.moved);
+            let until = taken.tat.saturating_sub(moved.saturating_sub(told));
+            let back = taken.advance.min(until.saturating_sub(now.0));
+            if back == 0 {
+                return;
+            }
+            // Those behind it move up; behind the last there is nobody.
+            if tat != taken.tat && told == 0 {
+                told = back;
+                self.1.fetch_add(back, Ordering::AcqRel);
+                continue;
+            }
+            match self.0.compare_exchange_weak(
+                tat,
+                tat.saturating_sub(back),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return,
+                Err(seen) => tat = seen,
+            }
         }
     }
 

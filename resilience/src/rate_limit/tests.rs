@@ -217,6 +217,46 @@ fn same_as_governor(count: u32, burst: u32, calls: &[(u64, u32)]) -> Result<(), 
     Ok(())
 }
 
+/// A refund makes everything behind it come back earlier; a later refund of that must know.
+#[test]
+fn what_moved_up_by_one_refund_is_not_given_back_twice_by_another() {
+    let limit = RateLimit::new(Rate {
+        count: 10,
+        per: Duration::from_secs(1),
+        burst: 7,
+    });
+    let start = Instant::now();
+    let take = |cells, at| limit.try_acquire_n(cells, start + ms(at));
+    let first = take(3, 0).expect("room");
+    let second = take(1, 0).expect("room");
+    limit.refund(first, start + ms(14));
+    for (at, cells) in [(67, 3), (243, 3), (295, 2)] {
+        take(cells, at).expect("room");
+    }
+    // Its own hundred milliseconds were over at 100.
+    limit.refund(second, start + ms(313));
+    assert!(take(3, 427).is_err(), "eleven cells in 360 ms");
+}
+
+/// In whatever order those at the end are refunded at once, all of it is back.
+#[test]
+fn what_is_refunded_at_once_is_all_back() {
+    for first_of in [0, 1] {
+        let limit = RateLimit::new(Rate {
+            count: 10,
+            per: Duration::from_secs(1),
+            burst: 7,
+        });
+        let start = Instant::now();
+        let mut taken = [3, 4].map(|n| limit.try_acquire_n(n, start).expect("room"));
+        taken.rotate_left(first_of);
+        for grant in taken {
+            limit.refund(grant, start);
+        }
+        assert_eq!(limit.status(start).remaining, 7);
+    }
+}
+
 proptest! {
     #[test]
     fn every_decision_and_wait_is_governors(
