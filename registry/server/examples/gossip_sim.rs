@@ -18,6 +18,7 @@ use anyhow::Context;
 use selvedge_registry_server::gossip::{
     Event, Gossip,
     testing::{Link, Net, addr},
+    traffic::Form,
 };
 use tokio::time::{Instant, sleep};
 
@@ -49,10 +50,17 @@ fn main() -> anyhow::Result<()> {
 
 fn simulate(part: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread()
-        .enable_time()
+        .enable_all()
         .start_paused(true)
         .build()?
         .block_on(part)
+}
+
+/// Datagrams as they are on a real network.
+fn net(seed: u64) -> anyhow::Result<Net> {
+    let net = Net::new(seed);
+    net.sealed(true)?;
+    Ok(net)
 }
 
 fn heard(gossip: &Gossip) -> usize {
@@ -90,28 +98,31 @@ fn failures(all: &[Gossip]) -> u64 {
 
 async fn traffic() -> anyhow::Result<()> {
     println!("traffic of one server, without loss, gossip every {INTERVAL:?}, over a minute:");
-    println!("servers  messages/s  bytes/s  sealed bytes/s  with UDP and IP  largest digest");
-    for n in [3, 10, 20, 30, 40, 50] {
-        let net = Net::new(u64::from(n));
+    println!(
+        "servers  datagrams/s  sealed bytes/s  with UDP and IP  digests in full, again of 1000"
+    );
+    for n in [3, 10, 20, 35, 50] {
+        let net = net(u64::from(n))?;
         let all = cluster(&net, n).await?;
         sleep(MINUTE).await;
         net.take_sent();
-        net.measure(true);
+        let digests = || [Form::Full, Form::Again, Form::Short].map(|form| net.digests(form));
+        let before = digests();
         sleep(MINUTE).await;
         let sent = net.take_sent();
+        let after = digests();
+        let form = |i: usize| (after[i] - before[i]) as f64;
+        let of_1000 = |i| form(i) / (form(0) + form(2)) * 1e3;
         let each = |of: fn(&selvedge_registry_server::gossip::testing::Sent) -> u64| {
             sent.values().map(of).sum::<u64>() as f64 / f64::from(n) / MINUTE.as_secs_f64()
         };
         println!(
-            "{n:7}  {:10.1}  {:7.0}  {:14.0}  {:15.0}  {:14}",
+            "{n:7}  {:11.1}  {:14.0}  {:15.0}  {:15.1}  {:14.1}",
             each(|sent| sent.messages),
-            each(|sent| sent.bytes),
             each(|sent| sent.sealed_bytes),
             each(|sent| sent.sealed_bytes + 28 * sent.messages),
-            sent.values()
-                .map(|sent| sent.largest_digest)
-                .max()
-                .unwrap_or(0),
+            of_1000(0),
+            of_1000(1),
         );
         drop(all);
     }
@@ -120,7 +131,7 @@ async fn traffic() -> anyhow::Result<()> {
 
 async fn death() -> anyhow::Result<()> {
     println!("until everybody knows that one of 50 was killed, at a tenth of messages lost:");
-    let net = Net::new(50);
+    let net = net(50)?;
     let mut all = cluster(&net, 50).await?;
     net.all(LOSSY);
     let mut rng = fastrand::Rng::with_seed(50);
@@ -156,7 +167,7 @@ async fn death() -> anyhow::Result<()> {
 }
 
 async fn hour() -> anyhow::Result<()> {
-    let net = Net::new(60);
+    let net = net(60)?;
     let all = cluster(&net, 50).await?;
     net.all(LOSSY);
     sleep(60 * MINUTE).await;

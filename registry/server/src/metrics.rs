@@ -13,7 +13,10 @@ use selvedge_registry::{
 };
 
 use crate::{
-    gossip::{Event, Gossip, text, traffic::DropReason},
+    gossip::{
+        Event, Gossip, text,
+        traffic::{DropReason, Form},
+    },
     server::Shared,
 };
 
@@ -46,7 +49,7 @@ pub fn show(shared: &Arc<Shared>, metrics: &Metrics) {
 /// Shows `gossip` among `metrics` from now on.
 pub fn show_gossip(gossip: &Gossip, metrics: &Metrics) {
     let traffic = || Arc::clone(gossip.traffic());
-    let (dropped, bytes, digest) = (traffic(), traffic(), traffic());
+    let (dropped, bytes, digest, digests) = (traffic(), traffic(), traffic(), traffic());
     metrics.register(
         Name::GossipDropped,
         Observed::counters(move || {
@@ -68,6 +71,18 @@ pub fn show_gossip(gossip: &Gossip, metrics: &Metrics) {
     metrics.register(
         Name::GossipDigest,
         Observed::gauge(move || digest.digest_bytes()),
+    );
+    metrics.register(
+        Name::GossipDigests,
+        Observed::counters(move || {
+            let sample = |form: Form| {
+                (
+                    vec![("form", form.text().to_owned())],
+                    digests.digests(form),
+                )
+            };
+            Form::ALL.map(sample).to_vec()
+        }),
     );
     let events = gossip.event_counts();
     metrics.register(

@@ -8,6 +8,7 @@ use selvedge_registry::wire::MemberState;
 use selvedge_registry_server::gossip::{
     Event, Gossip,
     testing::{Link, Net, addr, config, identity},
+    traffic::Form,
 };
 use tokio::time::{Instant, advance, sleep};
 
@@ -397,4 +398,59 @@ async fn fifty_servers_notice_a_death_in_five_seconds_and_accuse_nobody() {
     })
     .await;
     assert!(took <= Duration::from_secs(5), "{took:?}");
+}
+
+/// Through the datagrams of a real network: joins, a loss of a tenth, a death, a goodbye, a restart.
+#[tokio::test(start_paused = true)]
+async fn digests_travel_short_and_everybody_still_knows_everybody() {
+    let net = Net::new(15);
+    net.sealed(true).expect("random");
+    let mut all = cluster(&net, 20).await;
+    net.all(Link {
+        loss: 0.1,
+        delay: Duration::from_millis(1),
+        jitter: Duration::from_millis(5),
+    });
+    sleep(MINUTE).await;
+    let forms = || Form::ALL.map(|form| net.digests(form));
+    let [full, short, again] = forms();
+    sleep(MINUTE).await;
+    let after = forms();
+    let (full, short, again) = (after[0] - full, after[1] - short, after[2] - again);
+    assert!(
+        short > 10_000 && full * 10 < short && again * 100 < short,
+        "{full} in full, {again} of them again, {short} short"
+    );
+    let announcer = all[4].announcer();
+    announcer.publish("head", "1:2:3:4").await.expect("small");
+    until("everybody reads it", Duration::from_secs(5), || {
+        all.iter().all(|gossip| {
+            let members = gossip.members();
+            let members = members.borrow();
+            members["n4"].head.as_deref() == Some("1:2:3:4")
+        })
+    })
+    .await;
+    for gossip in &all {
+        assert_eq!(count(gossip, Event::Failed), 0);
+    }
+    drop(all.pop());
+    let took = until("the death is noticed", MINUTE, || {
+        all.iter()
+            .all(|g| state(g, "n19") == Some(MemberState::Dead))
+    })
+    .await;
+    assert!(took <= Duration::from_secs(5), "{took:?}");
+    all.pop().expect("nineteen").leave().await;
+    for (n, generation) in [(19, 2), (18, 2)] {
+        all.push(
+            net.join(n, generation, &[0], INTERVAL)
+                .await
+                .expect("joins"),
+        );
+    }
+    until("they are back", Duration::from_secs(5), || {
+        all.iter().all(|gossip| present(gossip).len() == 20)
+    })
+    .await;
 }

@@ -55,6 +55,8 @@ pub enum Name {
     GossipDropped,
     /// `selvedge.gossip.digest`: bytes of the digest last sent.
     GossipDigest,
+    /// `selvedge.gossip.digests`: digests sent, by form.
+    GossipDigests,
     /// `selvedge.gossip.events`: what happened to servers.
     GossipEvents,
     /// `selvedge.gossip.isolated`: whether this server is cut off.
@@ -130,6 +132,11 @@ impl Name {
                 "selvedge_gossip_digest",
                 "The digest last sent",
                 Some(Unit::Bytes),
+            ),
+            Self::GossipDigests => (
+                "selvedge_gossip_digests",
+                "Digests sent, in full or short",
+                None,
             ),
             Self::GossipEvents => (
                 "selvedge_gossip_events",

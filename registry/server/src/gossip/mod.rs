@@ -11,6 +11,7 @@
 //! | [`health`], [`isolation`] | whether the fault is this server's own |
 //! | [`generation`] | which life this is |
 //! | [`keyring`], [`seal`], [`replay`], [`fragment`] | what travels: sealed, fresh, in small pieces |
+//! | [`compact`] | digests in a byte or two for each server |
 //! | [`transport`] | chitchat's datagrams through all that |
 //! | [`admin`] | the keyring on the admin port |
 //!
@@ -21,10 +22,11 @@
 //! - Two clusters that reach each other never merge, by mistake nor through addresses used again.
 //!
 //! # What it does not do
-//! Protect against a server that has the key. Stay below a fixed number of bytes: every message
-//! names every server, so traffic grows with their number (`registry/docs/gossip.md`).
+//! Protect against a server that has the key. Stay below a fixed number of bytes: each server adds
+//! about a byte to most messages (`registry/docs/numbers.md`).
 
 pub mod admin;
+pub mod compact;
 pub mod fragment;
 pub mod generation;
 pub mod health;
@@ -189,7 +191,7 @@ impl Gossip {
             Arc::clone(&keys),
             Arc::clone(&traffic),
             config.allowed_networks()?,
-        );
+        )?;
         let mut gossip = Self::join_over(identity, addr, &transport, config, state_dir).await?;
         (gossip.keys, gossip.traffic) = (keys, traffic);
         Ok(gossip)

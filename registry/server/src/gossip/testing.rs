@@ -3,9 +3,12 @@
 //!
 //! Messages are handed over whole. With [`Net::measure`] each is also written and read by
 //! chitchat's own channel transport, so that its bytes are known and its encoding is exercised.
+//! With [`Net::sealed`] what travels is the datagrams that would be on a real network, through the
+//! same code; that takes some ten times as long.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -21,9 +24,16 @@ use parking_lot::Mutex;
 use selvedge_registry::Locality;
 use tokio::sync::mpsc;
 
-use super::{Gossip, Identity, seal};
+use super::{
+    Gossip, Identity,
+    keyring::{Key, Keyring},
+    seal,
+    traffic::{Form, Traffic},
+    transport::{Datagrams, SealedTransport},
+};
 use crate::config::GossipConfig;
 
+const CLUSTER: &str = "test";
 /// Messages that wait for a node. As the sealed transport's.
 const QUEUE: usize = 256;
 
@@ -50,24 +60,33 @@ impl Link {
 /// What a node has sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sent {
-    /// Messages.
+    /// Messages; on a sealed network, datagrams.
     pub messages: u64,
     /// Their bytes as chitchat writes them; zero if not measured.
     pub bytes: u64,
-    /// Bytes of the sealed datagrams that would carry them.
+    /// Bytes of the sealed datagrams that carry them, or would with digests in full.
     pub sealed_bytes: u64,
     /// Bytes of the largest digest.
     pub largest_digest: u64,
 }
 
 #[derive(Debug)]
+enum Packet {
+    Whole(RecvOutcome),
+    Datagram(SocketAddr, Vec<u8>),
+}
+
+#[derive(Debug)]
 struct Inner {
-    nodes: HashMap<SocketAddr, mpsc::Sender<RecvOutcome>>,
+    nodes: HashMap<SocketAddr, mpsc::Sender<Packet>>,
     links: HashMap<(SocketAddr, SocketAddr), Link>,
     all: Link,
     rng: fastrand::Rng,
     sent: BTreeMap<SocketAddr, Sent>,
     measure: bool,
+    /// The key, if it is sealed.
+    key: Option<String>,
+    traffic: Vec<Arc<Traffic>>,
 }
 
 /// The network. Clones are the same one.
@@ -84,7 +103,29 @@ impl Net {
             rng: fastrand::Rng::with_seed(seed),
             sent: BTreeMap::new(),
             measure: false,
+            key: None,
+            traffic: Vec::new(),
         })))
+    }
+
+    /// Whether who joins from now on sends sealed datagrams. All of one network must do the same.
+    ///
+    /// # Errors
+    /// If there is no randomness for a key.
+    pub fn sealed(&self, on: bool) -> anyhow::Result<()> {
+        let key = super::keyring::generate()?;
+        self.0.lock().key = on.then_some(key);
+        Ok(())
+    }
+
+    /// Digests that were sent in this form by all, on a sealed network.
+    pub fn digests(&self, form: Form) -> u64 {
+        let inner = self.0.lock();
+        inner
+            .traffic
+            .iter()
+            .map(|traffic| traffic.digests(form))
+            .sum()
     }
 
     /// How messages travel from now on, where nothing else is said.
@@ -137,7 +178,17 @@ impl Net {
         Gossip::join_over(identity(n, generation), addr(n), self, &config, None).await
     }
 
-    fn deliver(&self, from: SocketAddr, to: SocketAddr, outcome: RecvOutcome) {
+    fn bind(&self, listen: SocketAddr) -> anyhow::Result<mpsc::Receiver<Packet>> {
+        let (node, received) = mpsc::channel(QUEUE);
+        let mut inner = self.0.lock();
+        let there = inner.nodes.get(&listen);
+        let taken = there.is_some_and(|node| !node.is_closed());
+        anyhow::ensure!(!taken, "{listen} is taken");
+        inner.nodes.insert(listen, node);
+        Ok(received)
+    }
+
+    fn deliver(&self, from: SocketAddr, to: SocketAddr, packet: Packet) {
         let (link, lost, extra) = {
             let mut inner = self.0.lock();
             let link = inner.links.get(&(from, to)).copied().unwrap_or(inner.all);
@@ -153,7 +204,7 @@ impl Net {
             move || {
                 let node = net.0.lock().nodes.get(&to).cloned();
                 // A queue that is full, or a node that is gone, loses it: as UDP does.
-                let _lost_or_not = node.map(|node| node.try_send(outcome));
+                let _lost_or_not = node.map(|node| node.try_send(packet));
             }
         };
         if delay.is_zero() {
@@ -177,7 +228,7 @@ pub fn identity(n: u16, generation: u64) -> Identity {
     Identity {
         node: format!("n{n}").into(),
         generation,
-        cluster: "test".to_owned(),
+        cluster: CLUSTER.to_owned(),
         http: SocketAddr::from(([10, 0, 0, 1], 7_900)),
         locality: Locality::default(),
     }
@@ -196,17 +247,24 @@ pub fn config(seeds: &[u16], interval: Duration) -> GossipConfig {
 #[async_trait]
 impl Transport for Net {
     async fn open(&self, listen: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        let received = self.bind(listen)?;
+        let key = self.0.lock().key.clone();
+        if let Some(key) = key {
+            let keys = Keyring::new([Key::parse(&key)?], true, true)?;
+            let traffic = Arc::new(Traffic::default());
+            self.0.lock().traffic.push(Arc::clone(&traffic));
+            let port = Port {
+                net: self.clone(),
+                local: listen,
+                received,
+            };
+            let port = Box::new(port);
+            let sealed = SealedTransport::over(port, CLUSTER, keys.into(), traffic, Vec::new());
+            return sealed.open(listen).await;
+        }
         let codec = ChannelTransport::with_mtu(super::fragment::MAX_MESSAGE);
         let out = codec.open(addr(0)).await?;
         let back = codec.open(addr(1)).await?;
-        let (node, received) = mpsc::channel(QUEUE);
-        let mut inner = self.0.lock();
-        let taken = inner
-            .nodes
-            .get(&listen)
-            .is_some_and(|node| !node.is_closed());
-        anyhow::ensure!(!taken, "{listen} is taken");
-        inner.nodes.insert(listen, node);
         Ok(Box::new(MemorySocket {
             net: self.clone(),
             local: listen,
@@ -220,7 +278,7 @@ impl Transport for Net {
 struct MemorySocket {
     net: Net,
     local: SocketAddr,
-    received: mpsc::Receiver<RecvOutcome>,
+    received: mpsc::Receiver<Packet>,
     /// The two ends of what writes and reads.
     out: Box<dyn Socket>,
     back: Box<dyn Socket>,
@@ -259,13 +317,59 @@ impl Socket for MemorySocket {
             envelope,
             num_bytes_received: bytes,
         };
-        self.net.deliver(self.local, to, outcome);
+        self.net.deliver(self.local, to, Packet::Whole(outcome));
         Ok(SendOutcome {
             num_bytes_sent: bytes,
         })
     }
 
     async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
-        self.received.recv().await.context("the network is gone")
+        loop {
+            match self.received.recv().await.context("the network is gone")? {
+                Packet::Whole(outcome) => return Ok(outcome),
+                // Of a network that is sealed only since.
+                Packet::Datagram(..) => {}
+            }
+        }
+    }
+}
+
+/// A node's end of a sealed network.
+struct Port {
+    net: Net,
+    local: SocketAddr,
+    received: mpsc::Receiver<Packet>,
+}
+
+#[async_trait]
+impl Datagrams for Port {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local)
+    }
+
+    async fn recv_from(&mut self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        loop {
+            match self.received.recv().await {
+                Some(Packet::Datagram(from, datagram)) => {
+                    let length = datagram.len().min(buffer.len());
+                    buffer[..length].copy_from_slice(&datagram[..length]);
+                    return Ok((length, from));
+                }
+                Some(Packet::Whole(_)) => {}
+                None => return Err(io::ErrorKind::NotConnected.into()),
+            }
+        }
+    }
+
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<usize> {
+        {
+            let mut inner = self.net.0.lock();
+            let sent = inner.sent.entry(self.local).or_default();
+            sent.messages += 1;
+            sent.sealed_bytes += datagram.len() as u64;
+        }
+        let packet = Packet::Datagram(self.local, datagram.to_vec());
+        self.net.deliver(self.local, to, packet);
+        Ok(datagram.len())
     }
 }

@@ -79,10 +79,39 @@ impl DropReason {
     }
 }
 
+/// How a digest was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Form {
+    /// As chitchat wrote it.
+    Full,
+    /// In a byte or two for each server: [`compact`](super::compact).
+    Short,
+    /// In full because the peer could not make it out of the short form; counted as
+    /// [`Full`](Self::Full) too.
+    Again,
+}
+
+impl Form {
+    /// Every form.
+    pub const ALL: [Self; 3] = [Self::Full, Self::Short, Self::Again];
+
+    /// Its name in metrics.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Short => "short",
+            Self::Again => "again",
+        }
+    }
+}
+
 /// Counters of one server's gossip; they only grow, but for the digest's size.
 #[derive(Debug, Default)]
 pub struct Traffic {
     dropped: [AtomicU64; DropReason::ALL.len()],
+    digests: [AtomicU64; Form::ALL.len()],
+    sent_datagrams: AtomicU64,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
     digest: AtomicU64,
@@ -100,7 +129,14 @@ impl Traffic {
         self.dropped_n(reason, 1);
     }
 
+    pub(super) fn digest_sent(&self, form: Form) {
+        if let Some(count) = self.digests.get(form as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn sent(&self, bytes: usize) {
+        self.sent_datagrams.fetch_add(1, Ordering::Relaxed);
         self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
@@ -123,6 +159,18 @@ impl Traffic {
             .map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
+    /// Digests sent in this form.
+    pub fn digests(&self, form: Form) -> u64 {
+        self.digests
+            .get(form as usize)
+            .map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// Datagrams sent.
+    pub fn sent_datagrams(&self) -> u64 {
+        self.sent_datagrams.load(Ordering::Relaxed)
+    }
+
     /// Bytes of datagrams sent.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
@@ -133,7 +181,7 @@ impl Traffic {
         self.received_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the digest last sent. Gossip stops for good at some 65,000.
+    /// Bytes of the digest last sent, before it was made short. Gossip stops for good at some 65,000.
     pub fn digest_bytes(&self) -> u64 {
         self.digest.load(Ordering::Relaxed)
     }

@@ -27,6 +27,7 @@
 //! what they send.
 
 use std::{
+    io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -43,6 +44,7 @@ use selvedge_registry::node::cidr::Cidr;
 use tokio::{net::UdpSocket, sync::mpsc, time::timeout};
 
 use super::{
+    compact::{Compactor, Incoming},
     fragment::{MAX_DATAGRAM, MAX_MESSAGE, PATIENCE},
     keyring::Keyring,
     seal::{Opened, Sealer},
@@ -55,10 +57,47 @@ const QUEUE: usize = 256;
 /// How long loopback is given. A guess: it takes microseconds, unless the process is stopped.
 const LOOPBACK: Duration = Duration::from_secs(1);
 
+/// Where datagrams go to and come from.
+#[async_trait]
+pub trait Datagrams: Send + Sync + 'static {
+    /// Where it is reached.
+    ///
+    /// # Errors
+    /// If it is not open any more.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// The next datagram, as much of it as fits, and whom it is from. Cancel-safe.
+    ///
+    /// # Errors
+    /// If there is none; the next may come.
+    async fn recv_from(&mut self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Sends one.
+    ///
+    /// # Errors
+    /// If it was not sent; the next may be.
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<usize>;
+}
+
+#[async_trait]
+impl Datagrams for UdpSocket {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.local_addr()
+    }
+
+    async fn recv_from(&mut self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        UdpSocket::recv_from(self, buffer).await
+    }
+
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<usize> {
+        UdpSocket::send_to(self, datagram, to).await
+    }
+}
+
 /// Sealed gossip over UDP.
 pub struct SealedTransport {
     /// Taken by the first `open`.
-    socket: Mutex<Option<std::net::UdpSocket>>,
+    socket: Mutex<Option<Box<dyn Datagrams>>>,
     cluster: String,
     keys: Arc<Keyring>,
     traffic: Arc<Traffic>,
@@ -77,8 +116,28 @@ impl std::fmt::Debug for SealedTransport {
 impl SealedTransport {
     /// Over `socket`, which is bound. Datagrams from elsewhere than `allowed` are dropped unread,
     /// unless it is empty.
+    ///
+    /// # Errors
+    /// If the socket cannot be used.
+    ///
+    /// # Panics
+    /// Outside a runtime.
     pub fn new(
         socket: std::net::UdpSocket,
+        cluster: &str,
+        keys: Arc<Keyring>,
+        traffic: Arc<Traffic>,
+        allowed: Vec<Cidr>,
+    ) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let socket = Box::new(UdpSocket::from_std(socket)?);
+        Ok(Self::over(socket, cluster, keys, traffic, allowed))
+    }
+
+    /// Over anything that carries datagrams.
+    #[doc(hidden)]
+    pub fn over(
+        socket: Box<dyn Datagrams>,
         cluster: &str,
         keys: Arc<Keyring>,
         traffic: Arc<Traffic>,
@@ -98,18 +157,18 @@ impl SealedTransport {
 impl Transport for SealedTransport {
     async fn open(&self, _listen: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let socket = self.socket.lock().take();
-        let socket = socket.context("this gossip socket is open already")?;
-        socket.set_nonblocking(true)?;
-        let external = UdpSocket::from_std(socket)?;
+        let external = socket.context("this gossip socket is open already")?;
         let local = external.local_addr()?;
         let traffic = Arc::clone(&self.traffic);
         let sealer = Sealer::new(&self.cluster, Arc::clone(&self.keys), Arc::clone(&traffic))?;
+        let compactor = Compactor::new(&self.cluster, Arc::clone(&traffic));
         let codec = Codec::open().await?;
         let (to_chitchat, received) = mpsc::channel(QUEUE);
         let (outbound, to_send) = mpsc::channel(QUEUE);
         let owner = Owner {
             external,
             codec,
+            compactor,
             sealer,
             traffic: Arc::clone(&traffic),
             allowed: Arc::clone(&self.allowed),
@@ -162,8 +221,9 @@ impl Socket for SealedSocket {
 
 /// Owns the sockets until chitchat drops its end.
 struct Owner {
-    external: UdpSocket,
+    external: Box<dyn Datagrams>,
     codec: Codec,
+    compactor: Compactor,
     sealer: Sealer,
     traffic: Arc<Traffic>,
     allowed: Arc<[Cidr]>,
@@ -206,7 +266,18 @@ impl Owner {
         match self.sealer.open(from, datagram, now()) {
             Opened::Nothing => {}
             Opened::Answer(datagrams) => self.put_out(from, &datagrams).await,
-            Opened::Message(message) => {
+            Opened::Message(message) => self.receive_message(from, bytes, message).await,
+        }
+    }
+
+    async fn receive_message(&mut self, from: SocketAddr, bytes: usize, message: Vec<u8>) {
+        match self.compactor.incoming(from, message, now()) {
+            Incoming::Nothing => {}
+            Incoming::Answer(message) => {
+                let datagrams = self.sealer.seal(from, &message, now());
+                self.put_out(from, &datagrams).await;
+            }
+            Incoming::Message(message) => {
                 let Some(envelope) = self.codec.decode(&message).await else {
                     self.traffic.dropped(DropReason::Undecodable);
                     return;
@@ -235,7 +306,8 @@ impl Owner {
                 "gossip's digest is large: too many servers, or too many restarts"
             );
         }
-        let datagrams = self.sealer.seal(to, message, now());
+        let message = self.compactor.outgoing(to, message, now());
+        let datagrams = self.sealer.seal(to, &message, now());
         self.put_out(to, &datagrams).await;
     }
 
@@ -284,7 +356,7 @@ impl Codec {
             // From now on it hears nobody else.
             socket.connect(theirs_addr).await?;
             let addr = socket.local_addr()?;
-            Ok::<_, std::io::Error>((socket, addr))
+            io::Result::Ok((socket, addr))
         };
         let (ours, ours_addr) = socket().await.context("open a loopback socket")?;
         let (marker, marker_addr) = socket().await.context("open a loopback socket")?;
