@@ -37,8 +37,8 @@
 //! # What it does not do
 //! It does not decide what a failure is (the caller's [`Outcome`](crate::Outcome) does), wait, or
 //! log. It does not close by itself: the next call after the open time is the first probe, and
-//! without calls there is nothing to find out. While threads race, a call may count in the bucket next to its own, and
-//! a verdict may be a call late; when they are done every count is exact.
+//! without calls there is nothing to find out. While threads race, a call may count in the bucket
+//! next to its own, and a verdict may be a call late; when they are done every count is exact.
 //!
 //! # Source
 //! Nygard, *Release It!*; Hystrix for the window and its defaults; resilience4j for probes judged

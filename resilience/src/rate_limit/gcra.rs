@@ -101,14 +101,21 @@ pub(super) struct Taken {
     moved: u64,
 }
 
-/// Theoretical arrival time of the next cell, and how much was ever given back from before others.
-/// Zero is a bucket that was never used.
+/// A bucket. All zero is one that was never used.
 #[derive(Debug)]
-pub(super) struct Word(AtomicU64, AtomicU64);
+pub(super) struct Word {
+    /// Theoretical arrival time of the next cell.
+    tat: AtomicU64,
+    /// How much was ever given back from before others.
+    moved: AtomicU64,
+}
 
 impl Word {
     pub(super) fn new() -> Self {
-        Self(AtomicU64::new(0), AtomicU64::new(0))
+        Self {
+            tat: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+        }
     }
 
     /// Takes `cells` (at most the burst) or says how long until they would conform.
@@ -116,17 +123,17 @@ impl Word {
         let advance = quota.interval.saturating_mul(u64::from(cells));
         // The last of n cells comes (n − 1) intervals early.
         let early = advance.saturating_sub(quota.interval);
-        let mut tat = self.0.load(Ordering::Relaxed);
+        let mut tat = self.tat.load(Ordering::Relaxed);
         loop {
             let earliest = tat.saturating_add(early).saturating_sub(quota.tolerance);
             if now.0 < earliest {
                 return Err(Duration::from_nanos(earliest - now.0));
             }
             let next = tat.max(now.0).saturating_add(advance);
-            let moved = self.1.load(Ordering::Acquire);
+            let moved = self.moved.load(Ordering::Acquire);
             // Ordered, for `cap_if_changed`: whoever writes after a cap must see its generation.
             match self
-                .0
+                .tat
                 .compare_exchange_weak(tat, next, Ordering::AcqRel, Ordering::Relaxed)
             {
                 Ok(_) => {
@@ -150,9 +157,9 @@ impl Word {
     /// them, so that some may come back late, and none twice.
     pub(super) fn give_back(&self, taken: Taken, now: Tick) {
         let mut told = 0;
-        let mut tat = self.0.load(Ordering::Acquire);
+        let mut tat = self.tat.load(Ordering::Acquire);
         loop {
-            let moved = self.1.load(Ordering::Acquire).wrapping_sub(taken.moved);
+            let moved = self.moved.load(Ordering::Acquire).wrapping_sub(taken.moved);
             let until = taken.tat.saturating_sub(moved.saturating_sub(told));
             let back = taken.advance.min(until.saturating_sub(now.0));
             if back == 0 {
@@ -161,10 +168,10 @@ impl Word {
             // Those behind it move up; behind the last there is nobody.
             if tat != taken.tat && told == 0 {
                 told = back;
-                self.1.fetch_add(back, Ordering::AcqRel);
+                self.moved.fetch_add(back, Ordering::AcqRel);
                 continue;
             }
-            match self.0.compare_exchange_weak(
+            match self.tat.compare_exchange_weak(
                 tat,
                 tat.saturating_sub(back),
                 Ordering::AcqRel,
@@ -178,11 +185,11 @@ impl Word {
 
     /// How far ahead of `now` the word is: the time until the bucket is full again.
     pub(super) fn ahead(&self, now: Tick) -> u64 {
-        self.0.load(Ordering::Relaxed).saturating_sub(now.0)
+        self.tat.load(Ordering::Relaxed).saturating_sub(now.0)
     }
 
     /// Forgets debt that `quota` cannot have made.
     pub(super) fn cap(&self, quota: &Quota, now: Tick) {
-        self.0.fetch_min(quota.latest(now), Ordering::AcqRel);
+        self.tat.fetch_min(quota.latest(now), Ordering::AcqRel);
     }
 }

@@ -179,7 +179,8 @@ impl RateLimit {
     }
 
     /// Gives back the cells of a call that did not happen, as far as time has not brought them back
-    /// already.
+    /// already. Where other calls took theirs after it and were refunded before it, some may come
+    /// back late; none comes back twice.
     pub fn refund(&self, grant: Grant, now: Instant) {
         self.0.word.give_back(grant.0, Tick::at(now));
     }

@@ -1,6 +1,6 @@
 //! What a request asks.
 
-use http::Request;
+use http::{HeaderMap, Method, Request, Uri};
 use http_body::Body;
 
 use crate::coalesce::{Key, KeyRules};
@@ -23,9 +23,19 @@ pub struct ByRules;
 
 impl<B: Body> CoalesceKey<B> for ByRules {
     fn key(&self, request: &Request<B>, rules: &KeyRules) -> Option<Key> {
-        if !request.body().is_end_stream() {
-            return None;
-        }
-        rules.key(request.method(), request.uri(), request.headers())
+        let head = (request.method(), request.uri(), request.headers());
+        by_rules(head, request.body(), rules)
     }
+}
+
+/// The same of a request in parts.
+pub(super) fn by_rules<B: Body>(
+    (method, uri, headers): (&Method, &Uri, &HeaderMap),
+    body: &B,
+    rules: &KeyRules,
+) -> Option<Key> {
+    if !body.is_end_stream() {
+        return None;
+    }
+    rules.key(method, uri, headers)
 }

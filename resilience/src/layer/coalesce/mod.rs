@@ -22,6 +22,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use self::asked::by_rules;
 pub use self::asked::{ByRules, CoalesceKey};
 pub(super) use self::gather::{Front, Gather, Gathered};
 use super::{EitherBody, Error, FixedBody, GuardedBody, oneshot::Oneshot};
@@ -107,9 +108,7 @@ impl Coalesce {
 
     /// What a request in parts shares a call under, as [`ByRules`] does.
     pub(super) fn key_of<B: Body>(&self, head: &Parts, body: &B) -> Option<Key> {
-        let (method, uri) = (&head.method, &head.uri);
-        body.is_end_stream()
-            .then(|| self.rules.key(method, uri, &head.headers))?
+        by_rules((&head.method, &head.uri, &head.headers), body, &self.rules)
     }
 
     /// The call has failed: its followers do, or one of them makes it again.

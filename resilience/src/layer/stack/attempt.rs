@@ -3,12 +3,7 @@
 use http::{Request, Response, header::RETRY_AFTER, request::Parts};
 use tokio::time::Instant;
 
-use super::{
-    Stack,
-    held::{Entry, Held},
-    hook::HashKey,
-    plan::Plan,
-};
+use super::{Stack, held::Held, hook::HashKey, plan::Plan};
 use crate::{
     balance::{HashOn, Key, PickContext, stable_hash},
     classify::{self, outcome_of_head},
@@ -25,29 +20,13 @@ pub(super) struct Time {
 }
 
 impl<K: Key> Stack<K> {
-    /// Asks every policy that a try must pass, and puts what they give into `entry`. Waits only
+    /// Asks every policy that a try must pass, and puts what they give into `held`. Waits only
     /// where a limit is reached and has a queue, and not past the deadline; `now` is then when the
     /// waiting was over.
     ///
-    /// What is acquired goes back by itself where a later policy refuses: a cancelled try says
-    /// nothing about the callee's health.
+    /// What is acquired goes back with `held` where a later policy refuses: a try that was not made
+    /// says nothing about the callee's health.
     pub(super) async fn admit(
-        &self,
-        plan: &Plan,
-        (head, avoid): (&Parts, &[K]),
-        time: &mut Time,
-        patience: Patience,
-        entry: &mut Entry<K>,
-    ) -> Result<(), Rejected> {
-        let asked = self.ask(plan, (head, avoid), time, patience, entry.begin());
-        let answer = asked.await;
-        if answer.is_err() {
-            entry.refused();
-        }
-        answer
-    }
-
-    async fn ask(
         &self,
         plan: &Plan,
         (head, avoid): (&Parts, &[K]),

@@ -113,9 +113,10 @@ impl<K: Key> Stack<K> {
         loop {
             let race = way.retries.race(way.time);
             let head = way.head.get();
-            let (time, entry) = (&mut way.time, &mut way.entry);
-            let admitted = self.admit(plan, (head, &way.failed), time, Patience::Queue, entry);
+            let (time, held) = (&mut way.time, way.entry.begin());
+            let admitted = self.admit(plan, (head, &way.failed), time, Patience::Queue, held);
             if let Err(rejected) = admitted.await {
+                way.entry.refused();
                 // Nothing was sent: it costs nothing, and asking again at once is no use.
                 way.retries.forgive();
                 return Err(rejected.into());

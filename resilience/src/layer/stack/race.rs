@@ -197,7 +197,7 @@ impl<K: Key> Stack<K> {
         let extra = start.race.send(start.logical, now.into_std()).ok()?;
         let mut entry = Entry::new();
         let (asks, time) = ((start.head, avoid), &mut start.time);
-        let asked = self.admit(start.plan, asks, time, Patience::None, &mut entry);
+        let asked = self.admit(start.plan, asks, time, Patience::None, entry.begin());
         if asked.await.is_err() {
             extra.forgive();
             start.race.skip(Unsent::NotReady);
