@@ -17,11 +17,17 @@ pub(crate) struct Tick(pub(crate) u64);
 /// Room for tests and callers that hand in an `Instant` older than the first one seen.
 const HEADROOM: Duration = Duration::from_secs(3600);
 
+static EPOCH: OnceLock<Instant> = OnceLock::new();
+
 impl Tick {
     pub(crate) fn at(now: Instant) -> Self {
-        static EPOCH: OnceLock<Instant> = OnceLock::new();
         let epoch = EPOCH.get_or_init(|| now.checked_sub(HEADROOM).unwrap_or(now));
         Self(nanos(now.saturating_duration_since(*epoch)))
+    }
+
+    /// The instant that it stands for; `None` beyond what the clock can say.
+    pub(crate) fn instant(self) -> Option<Instant> {
+        EPOCH.get()?.checked_add(Duration::from_nanos(self.0))
     }
 
     pub(crate) fn plus(self, by: Duration) -> Self {
@@ -54,6 +60,7 @@ mod tests {
         assert_eq!(nanos(Duration::new(3, 7)), 3_000_000_007);
         assert_eq!(nanos(Duration::from_nanos(u64::MAX)), u64::MAX);
         assert_eq!(nanos(Duration::from_nanos(u64::MAX - 1)), u64::MAX - 1);
+        assert_eq!(Tick::at(now).instant(), Some(now));
         let long_ago = now.checked_sub(Duration::from_secs(7200));
         if let Some(then) = long_ago {
             assert!(Tick::at(then) <= Tick::at(now));

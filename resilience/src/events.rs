@@ -6,13 +6,23 @@
 //! subscriber; what does not fit is dropped and counted; and without a subscriber an event is not
 //! even built.
 //!
+//! Some changes are edges, and the core that makes them tells of them: a circuit opens, an endpoint
+//! is ejected. Others are levels: a limit refuses, a budget is empty, an adaptive limit has fallen.
+//! Nobody wants each refusal of those as an event, but when it began, when it ended, and how many
+//! there were. They are told by whoever looks at the counters from time to time:
+//! [`Stack::tick`](crate::layer::Stack::tick) and [`Inbound::tick`](crate::layer::Inbound::tick),
+//! from a timer, so that the path of a call knows nothing of them.
+//!
 //! # Guarantees
-//! Events of one core arrive in the order in which its state changed. Nothing waits for a
-//! subscriber. A transition from a state to itself is no event.
+//! Events of one circuit arrive in the order in which its state changed. Nothing waits for a
+//! subscriber. A transition from a state to itself is no event. While all who listen want
+//! [changes](Events::subscribe_to_changes) only, a refused call costs one load more than without.
 //!
 //! # What it does not do
 //! It wakes nobody: a subscriber asks, from a timer of its own. (A waker called from inside a core
-//! would be a stranger's code again.)
+//! would be a stranger's code again.) An ejection is told by the call that made it, after it made
+//! it: where it ends in the same instant by another's hand, its end may be told first. A level is told as often as somebody looks: what begins and
+//! ends between two looks at a limit that finds itself is not seen.
 //!
 //! # Source
 //! resilience4j's event consumers, without their callbacks; tower-resilience builds a string and
@@ -22,12 +32,13 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::{Arc, Weak},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
+    balance,
     breaker::{Cause, State},
     outcome::{Policy, Reason},
     sync::{AtomicU64, Ordering},
@@ -41,6 +52,8 @@ pub struct Event {
     pub name: Arc<str>,
     /// Which policy.
     pub policy: Policy,
+    /// Of which endpoint, if it is about one and the core was told what endpoints are called.
+    pub endpoint: Option<Arc<str>>,
     /// The `now` of the call that made it happen; `None` for an operator's hand.
     pub at: Option<Instant>,
     /// What.
@@ -59,6 +72,8 @@ pub enum EventKind {
         to: State,
         /// Why.
         cause: Cause,
+        /// Time until it probes, if it opened.
+        open_for: Option<Duration>,
     },
     /// A circuit that only measures would have opened. Told once, until it has been better.
     Exceeded {
@@ -75,6 +90,86 @@ pub enum EventKind {
         /// How many there have been before it.
         generation: u64,
     },
+    /// An endpoint is left out for a time, by its results.
+    Ejected {
+        /// Why.
+        cause: balance::Cause,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// An endpoint that was ejected is so no longer.
+    Returned {
+        /// Why.
+        why: Return,
+    },
+    /// An endpoint's health check says something else than before.
+    Checked {
+        /// Whether it passed.
+        passed: bool,
+    },
+    /// So many endpoints are out that ejections are not believed any more, or they are again.
+    Panic {
+        /// Whether they are not.
+        begun: bool,
+        /// Endpoints that are in.
+        healthy: u32,
+        /// Endpoints in all.
+        all: u32,
+    },
+    /// A policy has begun to refuse calls.
+    RefusalsBegan {
+        /// Why: the reason of most of them.
+        reason: Reason,
+    },
+    /// It has refused none for a while.
+    RefusalsEnded {
+        /// How many it refused in between.
+        refused: u64,
+    },
+    /// A limit that finds itself is half of what it was, or less.
+    LimitFell {
+        /// What it was.
+        from: u32,
+        /// What it is.
+        to: u32,
+    },
+    /// A limit that fell is near to what it was, or has been where it is for long.
+    LimitSettled {
+        /// What it was at its fall.
+        from: u32,
+        /// What it is.
+        to: u32,
+    },
+}
+
+/// Why an endpoint is no longer ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Return {
+    /// Its time was over.
+    TimeOver,
+    /// Its health check passed.
+    CheckPassed,
+    /// It is no longer among those that are called.
+    Left,
+}
+
+impl Return {
+    /// A stable, lower-case name for metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TimeOver => "time_over",
+            Self::CheckPassed => "check_passed",
+            Self::Left => "left",
+        }
+    }
+}
+
+impl EventKind {
+    /// Whether it changed something for the calls that follow; a single refusal did not.
+    pub fn is_change(&self) -> bool {
+        !matches!(self, Self::Rejected { .. })
+    }
 }
 
 /// Where cores put their events, and subscribers find them. Clones are the same hub.
@@ -98,6 +193,8 @@ pub struct Events(Arc<Hub>);
 struct Hub {
     /// Read by cores before an event is built.
     listeners: AtomicU64,
+    /// Those of them who want single refusals too.
+    of_calls: AtomicU64,
     queues: RwLock<Vec<Weak<Queue>>>,
 }
 
@@ -105,6 +202,7 @@ impl Default for Hub {
     fn default() -> Self {
         Self {
             listeners: AtomicU64::new(0),
+            of_calls: AtomicU64::new(0),
             queues: RwLock::new(Vec::new()),
         }
     }
@@ -113,6 +211,8 @@ impl Default for Hub {
 struct Queue {
     hub: Weak<Hub>,
     capacity: usize,
+    /// Whether single refusals are wanted too.
+    of_calls: bool,
     waiting: Mutex<VecDeque<Event>>,
     dropped: AtomicU64,
 }
@@ -121,6 +221,8 @@ impl Drop for Queue {
     fn drop(&mut self) {
         if let Some(hub) = self.hub.upgrade() {
             hub.listeners.fetch_sub(1, Ordering::Relaxed);
+            hub.of_calls
+                .fetch_sub(u64::from(self.of_calls), Ordering::Relaxed);
         }
     }
 }
@@ -131,11 +233,23 @@ impl Events {
         Self::default()
     }
 
-    /// Listens from now on, with at most `capacity` (at least 1) events waiting.
+    /// Listens to everything from now on, single refusals too, with at most `capacity` (at least 1)
+    /// events waiting.
     pub fn subscribe(&self, capacity: usize) -> Subscription {
+        self.listen(capacity, true)
+    }
+
+    /// The same to [changes](EventKind::is_change) only: what an operator wants to read. Refusals
+    /// come by the thousand where they come at all; counters say how many.
+    pub fn subscribe_to_changes(&self, capacity: usize) -> Subscription {
+        self.listen(capacity, false)
+    }
+
+    fn listen(&self, capacity: usize, of_calls: bool) -> Subscription {
         let queue = Arc::new(Queue {
             hub: Arc::downgrade(&self.0),
             capacity: capacity.max(1),
+            of_calls,
             waiting: Mutex::new(VecDeque::new()),
             dropped: AtomicU64::new(0),
         });
@@ -143,6 +257,9 @@ impl Events {
         queues.retain(|queue| queue.strong_count() > 0);
         queues.push(Arc::downgrade(&queue));
         self.0.listeners.fetch_add(1, Ordering::Relaxed);
+        self.0
+            .of_calls
+            .fetch_add(u64::from(of_calls), Ordering::Relaxed);
         Subscription(queue)
     }
 
@@ -151,13 +268,24 @@ impl Events {
         self.0.listeners.load(Ordering::Relaxed) > 0
     }
 
+    /// Tells of a single refusal those who want to hear it; without them `event` is not called.
+    pub(crate) fn emit_refusal(&self, event: impl FnOnce() -> Event) {
+        if self.0.of_calls.load(Ordering::Relaxed) > 0 {
+            self.emit(event);
+        }
+    }
+
     /// Tells everybody who listens; without a listener `event` is not called.
     pub fn emit(&self, event: impl FnOnce() -> Event) {
         if !self.has_listeners() {
             return;
         }
         let event = event();
+        let everybody = event.kind.is_change();
         for queue in self.0.queues.read().iter().filter_map(Weak::upgrade) {
+            if !everybody && !queue.of_calls {
+                continue;
+            }
             let mut waiting = queue.waiting.lock();
             if waiting.len() < queue.capacity {
                 waiting.push_back(event.clone());
@@ -209,6 +337,7 @@ mod tests {
         Event {
             name: "orders".into(),
             policy: Policy::Breaker,
+            endpoint: None,
             at: None,
             kind: EventKind::Reconfigured { generation: 1 },
         }
@@ -243,5 +372,27 @@ mod tests {
             .collect();
         assert_eq!(heard, want);
         assert_eq!(std::iter::from_fn(|| small.next()).count(), 2);
+    }
+
+    #[test]
+    fn who_wants_changes_only_is_not_told_of_refusals_and_nobody_builds_them_for_him() {
+        let events = Events::new();
+        let changes = events.subscribe_to_changes(10);
+        events.emit_refusal(|| panic!("nobody wants to hear it"));
+        let refusal = || Event {
+            kind: EventKind::Rejected {
+                reason: Reason::Open,
+            },
+            ..event()
+        };
+        let all = events.subscribe(10);
+        events.emit_refusal(refusal);
+        events.emit(event);
+        assert_eq!(all.next(), Some(refusal()));
+        assert_eq!((all.next(), all.next()), (Some(event()), None));
+        assert_eq!((changes.next(), changes.next()), (Some(event()), None));
+        drop(all);
+        events.emit_refusal(|| panic!("nobody wants to hear it any more"));
+        assert!(events.has_listeners());
     }
 }

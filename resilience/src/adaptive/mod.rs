@@ -260,6 +260,13 @@ impl AdaptiveLimit {
         self.0.slots.limit()
     }
 
+    /// Whether it is low on purpose, to measure; also while somebody is just moving it.
+    #[cfg_attr(not(feature = "tower"), expect(dead_code))]
+    pub(crate) fn is_measuring(&self) -> bool {
+        let control = self.0.control.try_lock();
+        control.is_none_or(|control| control.algorithm.is_measuring())
+    }
+
     /// Gauges and counters.
     pub fn status(&self) -> Status {
         let core = &self.0;

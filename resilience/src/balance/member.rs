@@ -1,6 +1,7 @@
 //! One endpoint: what discovery says of it, and what calls have shown.
 
 use std::{
+    fmt,
     hash::Hash,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,7 +17,8 @@ use super::{
 };
 use crate::{
     clock::{Tick, nanos},
-    outcome::Outcome,
+    events::{Event, EventKind, Events, Return},
+    outcome::{Outcome, Policy},
     rng::Rng,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
@@ -176,9 +178,25 @@ impl Due {
     }
 }
 
+/// Whom a balancer tells what happens to its endpoints, and what it calls them.
+pub(super) struct Teller<K> {
+    pub(super) name: Arc<str>,
+    pub(super) events: Events,
+    pub(super) label: Option<fn(&K) -> String>,
+}
+
+impl<K> fmt::Debug for Teller<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Teller")
+            .field("name", &self.name)
+            .field("events", &self.events)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What all endpoints of one destination share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct Shared<K> {
     pub(super) outlier: ArcSwap<OutlierConfig>,
     pub(super) places: Places,
     /// Ejections by cause, in the order of [`Cause::ALL`].
@@ -195,10 +213,11 @@ pub(super) struct Shared {
     /// From then on nobody is warming up.
     warm_at: AtomicU64,
     pub(super) rng: Rng,
+    teller: Option<Teller<K>>,
 }
 
-impl Shared {
-    pub(super) fn new(outlier: OutlierConfig, rng: Rng) -> Self {
+impl<K> Shared<K> {
+    pub(super) fn new(outlier: OutlierConfig, rng: Rng, teller: Option<Teller<K>>) -> Self {
         let timed = u32::from(outlier.latency.enforce);
         Self {
             outlier: ArcSwap::from_pointee(outlier),
@@ -211,6 +230,22 @@ impl Shared {
             window: AtomicU64::new(0),
             warm_at: AtomicU64::new(0),
             rng,
+            teller,
+        }
+    }
+
+    /// Tells of an endpoint, or of all.
+    pub(super) fn tell(&self, endpoint: Option<&K>, at: Tick, kind: impl FnOnce() -> EventKind) {
+        if let Some(teller) = &self.teller {
+            teller.events.emit(|| Event {
+                name: Arc::clone(&teller.name),
+                policy: Policy::Balancer,
+                endpoint: endpoint
+                    .zip(teller.label)
+                    .map(|(key, label)| label(key).into()),
+                at: at.instant(),
+                kind: kind(),
+            });
         }
     }
 
@@ -275,7 +310,7 @@ pub(super) struct Endpoint<K> {
     pub(super) id: u64,
     pub(super) key: K,
     pub(super) zone: Arc<Zone>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared<K>>,
 }
 
 /// The cost of an endpoint without history but with calls under way: it is tried one at a time.
@@ -293,7 +328,12 @@ const FORGOTTEN: Duration = Duration::from_millis(500);
 const FORGOTTEN_PICKS: u64 = 32;
 
 impl<K: Key> Endpoint<K> {
-    pub(super) fn new(member: Member<K>, zone: Arc<Zone>, shared: Arc<Shared>, now: Tick) -> Self {
+    pub(super) fn new(
+        member: Member<K>,
+        zone: Arc<Zone>,
+        shared: Arc<Shared<K>>,
+        now: Tick,
+    ) -> Self {
         shared.warms(now);
         Self {
             health: Health::default(),
@@ -401,6 +441,8 @@ impl<K> Endpoint<K> {
             Verdict::Ejected => {
                 shared.ejections[cause as usize].fetch_add(1, Ordering::Relaxed);
                 shared.due.request();
+                let lasts = Duration::from_nanos(self.health.out_for(now));
+                self.tell(now, || EventKind::Ejected { cause, lasts });
                 true
             }
             Verdict::Overflow => {
@@ -416,14 +458,29 @@ impl<K> Endpoint<K> {
         let until = self.health.until().unwrap_or(now);
         if self.health.readmit_if_due(&self.shared.places, now) {
             self.is_back(until.min(now));
+            let why = Return::TimeOver;
+            self.tell(until.min(now), || EventKind::Returned { why });
         }
     }
 
     /// Lets it in whatever its time.
-    pub(super) fn readmit_now(&self, now: Tick) {
+    pub(super) fn readmit_now(&self, why: Return, now: Tick) {
         if self.health.readmit_now(&self.shared.places) {
             self.is_back(now);
+            self.tell(now, || EventKind::Returned { why });
         }
+    }
+
+    /// It is no longer a member.
+    pub(super) fn retire(&self, now: Tick) {
+        if self.health.retire(&self.shared.places) {
+            let why = Return::Left;
+            self.tell(now, || EventKind::Returned { why });
+        }
+    }
+
+    pub(super) fn tell(&self, at: Tick, kind: impl FnOnce() -> EventKind) {
+        self.shared.tell(Some(&self.key), at, kind);
     }
 
     pub(super) fn is_back(&self, now: Tick) {

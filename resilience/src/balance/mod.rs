@@ -62,6 +62,7 @@
 //! slow start, priorities); Mirrokni, Thorup and Zadimoghaddam 2017 (bounded loads); Eisenbud et al.
 //! 2016 (Maglev).
 
+mod builder;
 mod choose;
 mod config;
 mod ewma;
@@ -85,6 +86,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 pub use self::{
+    builder::Builder,
     config::{BalanceConfig, BalancePolicy, HashOn, LocalityConfig, SlowStartConfig},
     hash::stable_hash,
     locality::Locality,
@@ -104,6 +106,7 @@ use self::{
 use crate::{
     clock::{Tick, nanos},
     config::PolicyError,
+    events::{EventKind, Return},
     outcome::{Policy, Reason, Rejected},
     rng::Rng,
     sync::{AtomicU64, Ordering},
@@ -157,10 +160,11 @@ impl<'a, K> PickContext<'a, K> {
     }
 }
 
-/// The interval over which endpoints are compared.
+/// The interval over which endpoints are compared, and what was told of them last.
 #[derive(Debug, Default)]
 struct Sweeper {
     began: Option<Tick>,
+    panics: bool,
 }
 
 /// What changes a membership or its arrangement, one at a time.
@@ -173,9 +177,11 @@ struct Setup {
 #[derive(Debug)]
 struct Core<K> {
     view: ArcSwap<View<K>>,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<K>>,
     seed: u64,
     picks: AtomicU64,
+    /// Picks for which there was nobody.
+    refused: AtomicU64,
     sweeper: Mutex<Sweeper>,
     setup: Mutex<Setup>,
 }
@@ -200,26 +206,12 @@ impl<K: Key> Balancer<K> {
         outlier: OutlierConfig,
         rng: Rng,
     ) -> Result<Self, PolicyError> {
-        config.validate()?;
-        outlier.validate()?;
-        let home = Home {
-            locality: Locality::default(),
-            client: Client::Id(rng.next_u64()),
-        };
-        let seed = rng.next_u64();
-        let shared = Shared::new(outlier, rng);
-        shared.set_pace(config.decay.0, config.slow_start.as_ref());
-        Ok(Self(Arc::new(Core {
-            view: ArcSwap::from_pointee(View::new(Vec::new(), &home, Arc::new(config))),
-            shared: Arc::new(shared),
-            seed,
-            picks: AtomicU64::new(0),
-            sweeper: Mutex::default(),
-            setup: Mutex::new(Setup {
-                home,
-                zones: HashMap::new(),
-            }),
-        })))
+        Self::builder(config, outlier).rng(rng).build()
+    }
+
+    /// A balancer with more than its configurations.
+    pub fn builder(config: BalanceConfig, outlier: OutlierConfig) -> Builder<K> {
+        Builder::new(config, outlier)
     }
 
     /// Replaces the membership. A key given twice counts once, as first given. What is known of the
@@ -245,7 +237,7 @@ impl<K: Key> Balancer<K> {
                 Some(endpoint) if stays => Arc::clone(endpoint),
                 gone => {
                     if let Some(gone) = gone {
-                        gone.health.retire(&core.shared.places);
+                        gone.retire(now);
                     }
                     let zone = setup.zone(&member.locality);
                     let weight = member.weight;
@@ -260,7 +252,7 @@ impl<K: Key> Balancer<K> {
         }
         self.arrange(next, &setup.home, Arc::clone(&old.config), now);
         for gone in known.into_values() {
-            gone.health.retire(&core.shared.places);
+            gone.retire(now);
         }
         setup.forget_zones();
     }
@@ -289,7 +281,7 @@ impl<K: Key> Balancer<K> {
         // Who is not called any more holds no place among those that are out.
         for member in &view.members {
             if !chosen.contains(&Arc::as_ptr(member)) {
-                member.readmit_now(now);
+                member.readmit_now(Return::Left, now);
             }
         }
         core.view.store(Arc::new(view));
@@ -372,6 +364,7 @@ impl<K: Key> Balancer<K> {
             },
         };
         let Some(chosen) = view.choose(&mut ask) else {
+            core.refused.fetch_add(1, Ordering::Relaxed);
             return Err(nobody(&view, now));
         };
         let endpoint = &chosen.slot.endpoint;
@@ -416,6 +409,14 @@ impl<K: Key> Balancer<K> {
         }
         let ends = sweeper.sweep(&view, &config, now);
         view.count(now);
+        let (panics, (healthy, all)) = view.panics();
+        if panics != std::mem::replace(&mut sweeper.panics, panics) {
+            shared.tell(None, now, || EventKind::Panic {
+                begun: panics,
+                healthy,
+                all,
+            });
+        }
         let out = view
             .slots()
             .filter_map(|slot| slot.endpoint.health.until())
@@ -429,9 +430,13 @@ impl<K: Key> Balancer<K> {
         let Some(endpoint) = view.members.iter().find(|e| e.key == *key) else {
             return;
         };
-        let news = endpoint.health.set_unhealthy(probe == Probe::Failed);
-        if probe == Probe::Passed {
-            endpoint.readmit_now(now);
+        let passed = probe == Probe::Passed;
+        let news = endpoint.health.set_unhealthy(!passed);
+        if news {
+            endpoint.tell(now, || EventKind::Checked { passed });
+        }
+        if passed {
+            endpoint.readmit_now(Return::CheckPassed, now);
             if news {
                 endpoint.is_back(now);
             }
@@ -489,6 +494,17 @@ impl<K: Key> Balancer<K> {
     /// Endpoints that are out at this moment by their results.
     pub fn ejected(&self) -> u32 {
         self.0.shared.places.ejected()
+    }
+
+    /// Whether, as of the last look at the endpoints, so many are out that ejections are not
+    /// believed.
+    pub fn panics(&self) -> bool {
+        self.0.view.load().panics().0
+    }
+
+    /// Picks for which there was nobody, so far.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
     }
 
     /// Picks so far.

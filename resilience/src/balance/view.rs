@@ -230,6 +230,37 @@ impl<K> View<K> {
         self.groups.iter().for_each(|group| group.count(now));
     }
 
+    /// Whether the ejections of anybody who takes calls from home are not believed; and how many
+    /// endpoints are in, of how many.
+    pub(super) fn panics(&self) -> (bool, (u32, u32)) {
+        let threshold = self.config.panic_threshold.fraction();
+        let mut all = Tier::default();
+        let mut tiers = [Tier::default(); TIERS];
+        for group in &self.groups {
+            all.add(group.tier());
+            tiers[group.distance].add(group.tier());
+        }
+        let panics = match &*self.groups {
+            [] => false,
+            [only] => panics(only.hosts(), threshold),
+            _ => {
+                let (load, panic) = self.shares(&tiers, threshold);
+                load.iter()
+                    .zip(panic)
+                    .any(|(load, panic)| *load > 0.0 && panic)
+            }
+        };
+        (panics, all.hosts)
+    }
+
+    /// The load of each tier, and whether its ejections are not believed.
+    fn shares(&self, tiers: &[Tier; TIERS], threshold: f64) -> ([f64; TIERS], [bool; TIERS]) {
+        let locality = self.config.locality.as_ref();
+        let factor = locality.map_or(1.0, |l| l.overprovisioning.fraction());
+        let callers = locality.and_then(|l| l.callers).map(Ratio::fraction);
+        shares(tiers, factor, callers, threshold)
+    }
+
     /// How endpoints that are warming up are held back at `now`.
     pub(super) fn ramp(&self, now: Tick) -> Option<Ramp<'_>> {
         let config = self.config.slow_start.as_ref()?;
@@ -264,7 +295,6 @@ impl<K> View<K> {
         from: Option<&Locality>,
         threshold: f64,
     ) -> (&'a Group<K>, bool) {
-        let locality = self.config.locality.as_ref();
         let distance = |g: &Group<K>| match from {
             None => g.distance,
             Some(from) => from.distance(&g.locality),
@@ -273,9 +303,7 @@ impl<K> View<K> {
         for group in groups {
             tiers[distance(group)].add(group.tier());
         }
-        let factor = locality.map_or(1.0, |l| l.overprovisioning.fraction());
-        let callers = locality.and_then(|l| l.callers).map(Ratio::fraction);
-        let (load, panic) = shares(&tiers, factor, callers, threshold);
+        let (load, panic) = self.shares(&tiers, threshold);
         let mut left = at;
         let mut last = (&groups[0], panic[distance(&groups[0])]);
         for group in groups {

@@ -236,9 +236,10 @@ impl Core {
             }
         };
         self.tally.reject(rejected.reason);
-        self.tell(Some(now), || EventKind::Rejected {
-            reason: rejected.reason,
-        });
+        if let Some(events) = &self.events {
+            let reason = rejected.reason;
+            events.emit_refusal(|| self.event(Some(now), EventKind::Rejected { reason }));
+        }
         Err(rejected)
     }
 
@@ -551,7 +552,13 @@ impl Core {
         self.ctl.store(next.0, Ordering::Release);
         if from != to {
             self.tally.transition(from, to, cause);
-            self.tell(at, || EventKind::Transition { from, to, cause });
+            let time = Duration::from_nanos(self.open_time.load(Ordering::Relaxed));
+            self.tell(at, || EventKind::Transition {
+                from,
+                to,
+                cause,
+                open_for: (to == State::Open).then_some(time),
+            });
         }
     }
 
@@ -648,12 +655,17 @@ impl Core {
 
     fn tell(&self, at: Option<Instant>, kind: impl FnOnce() -> EventKind) {
         if let Some(events) = &self.events {
-            events.emit(|| Event {
-                name: Arc::clone(&self.name),
-                policy: Policy::Breaker,
-                at,
-                kind: kind(),
-            });
+            events.emit(|| self.event(at, kind()));
+        }
+    }
+
+    fn event(&self, at: Option<Instant>, kind: EventKind) -> Event {
+        Event {
+            name: Arc::clone(&self.name),
+            policy: Policy::Breaker,
+            endpoint: None,
+            at,
+            kind,
         }
     }
 }

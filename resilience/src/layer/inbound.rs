@@ -34,7 +34,7 @@ use tower_service::Service;
 
 use super::{
     ArrivedAt, BoxError, CallGuard, Completes, EitherBody, FixedBody, GuardedBody, Patience,
-    keep::keep, slot::slot,
+    keep::keep, lookout::Lookout, slot::slot,
 };
 use crate::{
     adaptive::{self, AdaptiveLimit},
@@ -42,6 +42,7 @@ use crate::{
     classify::outcome_of_head,
     config::{PolicyError, Rate},
     context::{Deadline, deadline, priority::Priority},
+    events::{Event, EventKind, Events},
     inbound::{InboundConfig, InboundRate, RateKey},
     metrics::{Emitter, Sample, Samples, cores},
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
@@ -58,6 +59,9 @@ pub struct Inbound(Arc<Shared>);
 struct Shared {
     plan: ArcSwap<Plan>,
     name: Arc<str>,
+    events: Option<Events>,
+    /// What was told last of what is refused.
+    lookout: parking_lot::Mutex<Lookout>,
     rng: Rng,
     /// One change at a time: each plan is made from the one before.
     changing: parking_lot::Mutex<()>,
@@ -195,11 +199,33 @@ impl Inbound {
     /// # Errors
     /// [`PolicyError`] if it cannot work.
     pub fn named(name: impl Into<Arc<str>>, config: InboundConfig) -> Result<Self, PolicyError> {
+        Self::build(name.into(), config, None)
+    }
+
+    /// The same with somebody who hears what happens: see [`tick`](Self::tick).
+    ///
+    /// # Errors
+    /// [`PolicyError`] if it cannot work.
+    pub fn with_events(
+        name: impl Into<Arc<str>>,
+        config: InboundConfig,
+        events: Events,
+    ) -> Result<Self, PolicyError> {
+        Self::build(name.into(), config, Some(events))
+    }
+
+    fn build(
+        name: Arc<str>,
+        config: InboundConfig,
+        events: Option<Events>,
+    ) -> Result<Self, PolicyError> {
         let rng = Rng::from_entropy();
         let plan = Plan::new(config, None, &rng)?;
         Ok(Self(Arc::new(Shared {
             plan: ArcSwap::from_pointee(plan),
-            name: name.into(),
+            name,
+            events,
+            lookout: parking_lot::Mutex::default(),
             rng,
             changing: parking_lot::Mutex::new(()),
         })))
@@ -218,6 +244,36 @@ impl Inbound {
         let plan = Plan::new(config, Some(&old), &self.0.rng)?;
         self.0.plan.store(Arc::new(plan));
         Ok(())
+    }
+
+    /// Tells who listens what limits have begun or ceased to refuse since the last time, and whether
+    /// the limit that finds itself has fallen; call it from a timer, about once a second. Reads
+    /// counters; locks nothing that a request needs.
+    pub fn tick(&self) {
+        let (shared, now) = (&*self.0, Instant::now().into_std());
+        let Some(events) = &shared.events else {
+            return;
+        };
+        if !events.has_listeners() {
+            return;
+        }
+        let tell = |policy: Policy, kind: EventKind| {
+            events.emit(|| Event {
+                name: Arc::clone(&shared.name),
+                policy,
+                endpoint: None,
+                at: Some(now),
+                kind,
+            });
+        };
+        let (plan, mut lookout) = (shared.plan.load(), shared.lookout.lock());
+        let mut look = lookout.begin(now, &tell);
+        let refused = plan.shed.as_ref().map(|core| core.status().refused);
+        look.one(Policy::Shed, Reason::Overloaded, refused);
+        let refused = plan.rate.as_ref().map(|limit| limit.keys.rejected());
+        look.one(Policy::RateLimit, Reason::Exhausted, refused);
+        look.bulkhead(plan.bulkhead.as_ref());
+        look.adaptive(plan.concurrency.as_ref());
     }
 
     /// Whether nothing is written: every request is taken on, unless its deadline has passed.

@@ -207,3 +207,29 @@ async fn another_configuration_keeps_what_stays() {
     .into();
     assert_eq!(left[1], 429, "{left:?}: its history stays");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_tells_who_listens_that_callers_are_refused() {
+    let text = "shed = {}\nrate_limit = { rate = \"1/h\" }";
+    let events = Events::new();
+    let config: InboundConfig = toml::from_str(text).expect(text);
+    let inbound = Inbound::with_events("orders", config, events.clone()).expect(text);
+    let service = InboundLayer::new(inbound.clone()).layer(handler(0));
+    for want in [200, 429, 429] {
+        assert_eq!(ask(service.clone(), Request::new(())).await.0, want);
+    }
+    inbound.tick();
+    let heard = events.subscribe_to_changes(8);
+    let told = || {
+        inbound.tick();
+        let event = |event: Event| (event.name.to_string(), event.policy, event.kind);
+        std::iter::from_fn(|| heard.next())
+            .map(event)
+            .collect::<Vec<_>>()
+    };
+    let all = |kind| ("orders".to_owned(), Policy::RateLimit, kind);
+    let reason = Reason::Exhausted;
+    assert_eq!(told(), [all(EventKind::RefusalsBegan { reason })]);
+    tokio::time::advance(Duration::from_secs(11)).await;
+    assert_eq!(told(), [all(EventKind::RefusalsEnded { refused: 2 })]);
+}

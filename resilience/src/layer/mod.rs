@@ -40,6 +40,7 @@ mod hedge;
 mod inbound;
 mod keep;
 mod keyed;
+mod lookout;
 mod oneshot;
 mod peek;
 mod policy_layer;

@@ -755,3 +755,63 @@ async fn a_race_dropped_at_any_point_leaves_nothing_behind() {
         assert_eq!(pending, 0, "after {ms} ms");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_timer_tells_who_listens_what_goes_on() {
+    use crate::events::EventKind::{RefusalsBegan, RefusalsEnded};
+    let events = crate::events::Events::new();
+    let heard = events.subscribe_to_changes(64);
+    let text = r#"
+        retry = { attempts = 1, codes = [500], budget = "0%", in_flight = "0% min 1" }
+        bulkhead = 1
+        outlier = { consecutive_5xx = 0 }
+    "#;
+    let stack: Stack<u32> = Stack::<u32>::builder(policy(text))
+        .name("orders")
+        .events(events)
+        .build_labelled(u32::to_string)
+        .expect("valid");
+    let told = || {
+        stack.tick();
+        let event = |event: crate::events::Event| (event.policy, event.kind);
+        std::iter::from_fn(|| heard.next())
+            .map(event)
+            .collect::<Vec<_>>()
+    };
+    // Nobody is there.
+    assert!(status(&stack, &script(&[]), Method::GET, "").await.is_err());
+    let reason = Reason::NoEndpoint;
+    assert_eq!(told(), [(Policy::Balancer, RefusalsBegan { reason })]);
+    stack.set_members((0..2).map(Member::new));
+    // The budget pays for nothing, and one call is all that may be under way.
+    let failing = script(&[const { Try::Answer(500) }; 3]);
+    for _ in 0..3 {
+        let got = status(&stack, &failing, Method::GET, "").await;
+        assert_eq!(got.expect("answer"), 500);
+    }
+    let slow = script(&[Try::Hangs]);
+    let mut hangs = Box::pin(stack.call(&slow, request(Method::GET, ""), ()));
+    let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(hangs.as_mut().poll(&mut nobody).is_pending());
+    assert!(status(&stack, &script(&[]), Method::GET, "").await.is_err());
+    drop(hangs);
+    let began = |reason| RefusalsBegan { reason };
+    assert_eq!(
+        told(),
+        [
+            (Policy::Bulkhead, began(Reason::Full)),
+            (Policy::RetryBudget, began(Reason::Exhausted)),
+        ]
+    );
+    tokio::time::advance(Duration::from_secs(11)).await;
+    let ended = |refused| RefusalsEnded { refused };
+    assert_eq!(
+        told(),
+        [
+            (Policy::Bulkhead, ended(1)),
+            (Policy::RetryBudget, ended(3)),
+            (Policy::Balancer, ended(1)),
+        ]
+    );
+    assert_eq!(told(), []);
+}

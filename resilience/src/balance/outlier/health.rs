@@ -241,12 +241,15 @@ impl Health {
         first
     }
 
-    /// It is no longer a member: calls under way there change nothing from now on.
-    pub(in crate::balance) fn retire(&self, places: &Places) {
+    /// It is no longer a member: calls under way there change nothing from now on. `true` if it was
+    /// ejected.
+    pub(in crate::balance) fn retire(&self, places: &Places) -> bool {
         let was = self.state.swap(GONE, Ordering::AcqRel);
-        if was > JUDGED && was != GONE {
+        let was_out = was > JUDGED && was != GONE;
+        if was_out {
             places.leave();
         }
+        was_out
     }
 
     /// It was in for `intervals` on end: the next ejection is as many steps shorter. Only the one
@@ -442,8 +445,8 @@ mod tests {
         let (health, places) = (Health::default(), places(3));
         health.eject(&places, &config(), Tick(0), 0.0);
         assert_eq!(places.ejected(), 1);
-        health.retire(&places);
-        health.retire(&places);
+        assert!(health.retire(&places));
+        assert!(!health.retire(&places));
         assert_eq!(places.ejected(), 0);
         let verdict = health.eject(&places, &config(), Tick(0), 0.0);
         assert_eq!((verdict, places.ejected()), (Verdict::Already, 0));

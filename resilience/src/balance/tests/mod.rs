@@ -3,6 +3,7 @@
 mod laws;
 mod policies;
 mod threads;
+mod told;
 mod verdicts;
 
 use super::*;

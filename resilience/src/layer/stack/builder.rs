@@ -53,18 +53,37 @@ impl StackBuilder {
     /// # Errors
     /// [`PolicyError`] if the policy cannot work.
     pub fn build<K: Key>(self) -> Result<Stack<K>, PolicyError> {
+        self.build_with(None)
+    }
+
+    /// The same with what [events](Self::events) call an endpoint.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_labelled<K: Key>(self, label: fn(&K) -> String) -> Result<Stack<K>, PolicyError> {
+        self.build_with(Some(label))
+    }
+
+    fn build_with<K: Key>(self, label: Option<fn(&K) -> String>) -> Result<Stack<K>, PolicyError> {
         let rng = self.rng.unwrap_or_else(Rng::from_entropy);
-        let balancer = Balancer::new(
-            BalanceConfig::default(),
-            OutlierConfig::default(),
-            Rng::new(rng.next_u64()),
-        )?;
+        let (balance, outlier) = (BalanceConfig::default(), OutlierConfig::default());
+        let mut balancer = Balancer::builder(balance, outlier)
+            .rng(Rng::new(rng.next_u64()))
+            .name(Arc::clone(&self.origin.name));
+        if let Some(events) = &self.origin.events {
+            balancer = balancer.events(events.clone());
+        }
+        if let Some(label) = label {
+            balancer = balancer.label(label);
+        }
+        let balancer = balancer.build()?;
         let plan = Plan::new(self.policy, None, &balancer, (&self.origin, &rng), now())?;
         Ok(Stack(Arc::new(Shared {
             plan: arc_swap::ArcSwap::new(plan),
             balancer,
             origin: self.origin,
             commands: Commands::default(),
+            lookout: parking_lot::Mutex::default(),
             rng,
             changing: parking_lot::Mutex::new(()),
         })))

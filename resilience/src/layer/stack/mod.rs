@@ -27,6 +27,7 @@ mod samples;
 mod send;
 mod service;
 mod status;
+mod tick;
 
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ use crate::{
     breaker::CircuitBreaker,
     config::PolicyError,
     hystrix::Watch,
-    layer::commands::Commands,
+    layer::{commands::Commands, lookout::Lookout},
     rng::Rng,
 };
 
@@ -69,6 +70,8 @@ struct Shared<K> {
     origin: Origin,
     /// Counted while somebody watches.
     commands: Commands,
+    /// What was told last of what limits refuse.
+    lookout: parking_lot::Mutex<Lookout>,
     rng: Rng,
     /// One change of the plan at a time: each is made from the one before.
     changing: parking_lot::Mutex<()>,

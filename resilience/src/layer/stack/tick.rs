@@ -1,0 +1,59 @@
+//! What nobody does on the path of a call.
+
+use super::{Stack, now};
+use crate::{
+    balance::Key,
+    events::{Event, EventKind},
+    outcome::{Policy, Reason},
+};
+
+impl<K: Key> Stack<K> {
+    /// Does what is due by the clock and not by a call; call it from a timer, about once a second.
+    ///
+    /// Endpoints whose time is over are let in where nobody calls, too; and who
+    /// [listens](super::StackBuilder::events) is told what limits, budget and balancer have begun or
+    /// ceased to refuse since the last time. Reads counters; locks nothing that a call needs.
+    pub fn tick(&self) {
+        let (shared, now) = (&*self.0, now());
+        shared.balancer.tick(now);
+        let Some(events) = &shared.origin.events else {
+            return;
+        };
+        if !events.has_listeners() {
+            return;
+        }
+        let tell = |policy: Policy, kind: EventKind| {
+            events.emit(|| Event {
+                name: shared.origin.name.clone(),
+                policy,
+                endpoint: None,
+                at: Some(now),
+                kind,
+            });
+        };
+        let (plan, mut lookout) = (shared.plan.load(), shared.lookout.lock());
+        let mut look = lookout.begin(now, &tell);
+        let refused = plan
+            .throttle
+            .as_ref()
+            .map(crate::throttle::Throttle::refused);
+        look.one(Policy::Throttle, Reason::Throttled, refused);
+        look.bulkhead(plan.bulkhead.as_ref());
+        look.adaptive(plan.concurrency.as_ref());
+        let refused = plan
+            .rate
+            .as_ref()
+            .map(crate::rate_limit::RateLimit::rejected);
+        look.one(Policy::RateLimit, Reason::Exhausted, refused);
+        let counts = plan.budget.as_ref().map(|budget| {
+            let counts = budget.counts();
+            [
+                (Reason::Exhausted, counts.exhausted),
+                (Reason::Full, counts.capped),
+            ]
+        });
+        look.refusals(Policy::RetryBudget, counts.as_ref().map(<[_; 2]>::as_slice));
+        let refused = Some(shared.balancer.refused());
+        look.one(Policy::Balancer, Reason::NoEndpoint, refused);
+    }
+}
