@@ -192,6 +192,25 @@ pub struct ServerStatus {
     pub instances: usize,
     /// Open watches.
     pub watches: usize,
+    /// What its catalogue holds; absent from servers before this version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalogue: Option<CatalogueDigest>,
+}
+
+/// What a server's catalogue holds, in so few words that two can be compared: servers of one
+/// cluster that say the same here hold the same instances, kept by the same servers, and the same
+/// policies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatalogueDigest {
+    /// Live instances.
+    pub records: usize,
+    /// A hash of them, as sixteen hexadecimal digits. What is deleted is not in it: each server
+    /// forgets that in its own time.
+    pub hash: String,
+    /// Policies in force.
+    pub policies: usize,
+    /// A hash of them and of what was withdrawn, as sixteen hexadecimal digits.
+    pub policies_hash: String,
 }
 
 /// Every published policy.

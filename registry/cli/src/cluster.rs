@@ -14,12 +14,18 @@ use serde_json::json;
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::{
+    agreement::Agreement,
     args::{AdminAt, Keys},
     ask::{self, Registry},
     failure::Failure,
     print::Printer,
     show::{Done, Status},
 };
+
+/// How often servers that differ are asked, and how long to wait in between: together longer than
+/// a change takes to be everywhere.
+const ROUNDS: usize = 10;
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 pub(crate) async fn members(registry: &Registry) -> Result<MemberList, Failure> {
     registry.get("list the members", "/v1/members").await
@@ -35,7 +41,29 @@ pub(crate) async fn status(registry: &Registry, printer: Printer) -> Result<bool
         list.iter().map(|service| service.instances).sum(),
         list.iter().map(|service| service.up).sum(),
     );
-    // Each by its own word: a server that is cut off is found nowhere else.
+    let mut told = tell(registry, &members).await;
+    let mut agreement = Agreement::default();
+    for round in 0..ROUNDS {
+        if round > 0 {
+            sleep(ASK_AGAIN).await;
+            told = tell(registry, &members).await;
+        }
+        let said = told.iter().map(|(node, told)| (node, told.as_ref()));
+        agreement.hear(said.filter_map(|(node, told)| Some((node.as_str(), told.ok()?))));
+        if agreement.is_reached() {
+            break;
+        }
+    }
+    let status = Status::new(members, told, counts, &agreement);
+    printer.show(&status)?;
+    Ok(status.well)
+}
+
+/// What each server says of itself: one that is cut off is found nowhere else.
+async fn tell(
+    registry: &Registry,
+    members: &MemberList,
+) -> Vec<(String, Result<ServerStatus, String>)> {
     let asked = members.members.iter().map(|member| async move {
         let told = async {
             let server = registry.server(member.http)?;
@@ -44,9 +72,7 @@ pub(crate) async fn status(registry: &Registry, printer: Printer) -> Result<bool
         let told = told.await.map_err(|failure| failure.message());
         (member.node.clone(), told)
     });
-    let status = Status::new(members.clone(), join_all(asked).await, counts);
-    printer.show(&status)?;
-    Ok(status.well)
+    join_all(asked).await
 }
 
 pub(crate) async fn drain(

@@ -2,6 +2,7 @@
 //!
 //! Tables for people, `--output json` for scripts, and an exit code for both (`--help` lists them).
 
+mod agreement;
 mod args;
 mod ask;
 mod cluster;

@@ -34,12 +34,38 @@ async fn two() -> (RegistryServer, RegistryServer) {
 async fn a_cluster_is_well_until_one_of_its_servers_is_gone() {
     let (first, second) = two().await;
     let url = url(&first);
-    let headline = "2 registry servers, all serve; 0 services, 0 instances, 0 of them up";
     eventually("all is well", || async {
         selvedge(&url, &["status"]).await.status.code() == Some(0)
     })
     .await;
+    let args = [
+        "register",
+        "orders",
+        "a",
+        "--addr",
+        "127.0.0.1:4000",
+        "--once",
+        "--ttl",
+        "1h",
+    ];
+    says(&url, &args, 0, &[]).await;
+    let headline = "2 registry servers, all serve; 1 services, 1 instances, 1 of them up; \
+                    catalogues agree: yes";
+    eventually("the second has heard of it", || async {
+        second.shared().catalogue().len() == 1
+    })
+    .await;
     says(&url, &["status"], 0, &[headline, "n1", "n2"]).await;
+    let status = json(&selvedge(&url, &["status", "--output", "json"]).await);
+    assert_eq!(status["catalogues"]["agree"], true);
+    for node in ["n1", "n2"] {
+        let digest = &status["servers"][node]["catalogue"];
+        let hash = format!("{:016x}", first.shared().catalogue().hash());
+        assert_eq!(
+            (&digest["records"], &digest["hash"]),
+            (&1.into(), &hash.into())
+        );
+    }
     let members = json(&selvedge(&url, &["members", "--output", "json"]).await);
     assert_eq!(members["members"][0]["node"], "n1");
     // As SIGKILL leaves it.

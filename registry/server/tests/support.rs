@@ -6,6 +6,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use selvedge_registry::{
     Instance, InstanceId, ServiceName,
+    api::{CatalogueDigest, ServerStatus},
     client::{
         RegistryClient,
         connect::{Connector, Protocol},
@@ -151,6 +152,17 @@ pub(crate) async fn ask(server: &RegistryServer, what: (&str, &str), body: &str)
     let addr = server.shared().http;
     let answer = ask_by(&Connector::plain(), addr, what, &[], body).await;
     answer.expect("an answer")
+}
+
+/// What the catalogue of the server at `addr` holds, by its own word over HTTP; `None` if it does not
+/// answer.
+pub(crate) async fn digest(addr: SocketAddr) -> Option<CatalogueDigest> {
+    let what = ("GET", "/v1/status");
+    let answer = ask_by(&Connector::plain(), addr, what, &[], "")
+        .await
+        .ok()?;
+    let status: ServerStatus = serde_json::from_slice(&answer.body).ok()?;
+    status.catalogue
 }
 
 /// One server that serves.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Answer, document, place, word};
+use crate::agreement::{Agreement, Verdict};
 
 impl Answer for MemberList {
     fn document(&self) -> Value {
@@ -42,6 +43,8 @@ pub(crate) struct Status {
     pub(crate) members: MemberList,
     /// What each server says of itself; those that do not answer are not in it.
     pub(crate) servers: BTreeMap<String, ServerStatus>,
+    /// Whether their catalogues are the same.
+    pub(crate) catalogues: Verdict,
     pub(crate) services: usize,
     pub(crate) instances: usize,
     pub(crate) up: usize,
@@ -53,6 +56,7 @@ impl Status {
         members: MemberList,
         told: Vec<(String, Result<ServerStatus, String>)>,
         (services, instances, up): (usize, usize, usize),
+        agreement: &Agreement,
     ) -> Self {
         let mut reasons = Vec::new();
         for member in &members.members {
@@ -70,8 +74,12 @@ impl Status {
                 Err(why) => reasons.push(format!("{node} does not answer: {why}")),
             }
         }
-        let catalogues: Vec<usize> = servers.values().map(|s| s.instances).collect();
-        if let (Some(least), Some(most)) = (catalogues.iter().min(), catalogues.iter().max())
+        let catalogues = agreement.verdict();
+        reasons.extend(difference(&catalogues, agreement));
+        // Of those that change too quickly, and of servers that say no hash.
+        let counts = || servers.values().map(|s| s.instances);
+        if catalogues.agree != Some(false)
+            && let (Some(least), Some(most)) = (counts().min(), counts().max())
             && most - least > (most / 100).max(10)
         {
             reasons.push(format!(
@@ -83,11 +91,39 @@ impl Status {
             reasons,
             members,
             servers,
+            catalogues,
             services,
             instances,
             up,
         }
     }
+}
+
+/// Who differs, and what of, as a sentence.
+fn difference(verdict: &Verdict, agreement: &Agreement) -> Option<String> {
+    if verdict.agree != Some(false) {
+        return None;
+    }
+    let holds = verdict.differ.iter().filter_map(|node| {
+        let digest = agreement.of(node)?;
+        Some(format!(
+            "{node} has {} instances ({}) and {} policies ({})",
+            digest.records,
+            short(&digest.hash),
+            digest.policies,
+            short(&digest.policies_hash)
+        ))
+    });
+    let holds: Vec<String> = holds.collect();
+    Some(format!(
+        "the servers do not hold the same: {}",
+        holds.join(", ")
+    ))
+}
+
+/// The beginning of a hash: enough to see a difference.
+fn short(hash: &str) -> &str {
+    hash.get(..8).unwrap_or(hash)
 }
 
 /// Why `status` is not to be believed without thought.
@@ -119,8 +155,14 @@ impl Answer for Status {
             n if n == members.len() => "all serve".to_owned(),
             n => format!("{n} of them serve"),
         };
+        let agree = match self.catalogues.agree {
+            Some(true) => "yes".to_owned(),
+            Some(false) => format!("NO ({})", self.catalogues.differ.join(", ")),
+            None => "not to be told, they change all the time".to_owned(),
+        };
         Some(format!(
-            "{} registry servers, {how}; {} services, {} instances, {} of them up\n",
+            "{} registry servers, {how}; {} services, {} instances, {} of them up; \
+             catalogues agree: {agree}\n",
             members.len(),
             self.services,
             self.instances,
@@ -129,7 +171,16 @@ impl Answer for Status {
     }
     fn columns(&self) -> &'static [&'static str] {
         &[
-            "node", "state", "http", "place", "keeps", "knows", "watches", "evicts", "in touch",
+            "node",
+            "state",
+            "http",
+            "place",
+            "keeps",
+            "knows",
+            "catalogue",
+            "watches",
+            "evicts",
+            "in touch",
         ]
     }
     fn rows(&self) -> Vec<Vec<String>> {
@@ -149,6 +200,8 @@ impl Answer for Status {
                 place(&m.locality),
                 m.owned.to_string(),
                 number(|s| s.instances),
+                told.and_then(|status| status.catalogue.as_ref())
+                    .map_or("?".to_owned(), |digest| short(&digest.hash).to_owned()),
                 number(|s| s.watches),
                 whether(|s| !s.state.self_preservation),
                 whether(|s| s.state.staleness_ms.is_none()),
@@ -179,15 +232,37 @@ mod tests {
         .expect("a status")
     }
 
+    fn with_hash(records: usize, hash: &str) -> ServerStatus {
+        let mut status = status(&json!({}), records);
+        let digest = json!({
+            "records": records, "hash": hash, "policies": 1, "policies_hash": "abcdef0123456789",
+        });
+        status.catalogue = serde_json::from_value(digest).expect("a digest");
+        status
+    }
+
+    fn summary(state: &str, told: Vec<Result<ServerStatus, String>>) -> Status {
+        let member = json!({
+            "node": "n1", "http": "127.0.0.1:1", "gossip": "127.0.0.1:2", "state": state,
+            "owned": 0, "me": true,
+        });
+        let members = serde_json::from_value(json!({ "members": [member] })).expect("members");
+        let named = told.into_iter().enumerate();
+        let told: Vec<_> = named
+            .map(|(n, told)| (format!("n{}", n + 1), told))
+            .collect();
+        let mut agreement = Agreement::default();
+        let said = told
+            .iter()
+            .filter_map(|(n, told)| Some((n.as_str(), told.as_ref().ok()?)));
+        agreement.hear(said);
+        Status::new(members, told, (1, 5, 5), &agreement)
+    }
+
     #[test]
     fn what_is_not_well_is_said_in_a_sentence() {
-        let member = |state: &str| {
-            json!({
-                "node": "n1", "http": "127.0.0.1:1", "gossip": "127.0.0.1:2", "state": state,
-                "owned": 0, "me": true,
-            })
-        };
         let paused = json!({"self_preservation": true, "reason": "4 of 20 leases are late"});
+        let (one, other) = ("0123456789abcdef", "fedcba9876543210");
         for (name, state, told, want) in [
             ("well", "serving", vec![Ok(status(&json!({}), 5))], None),
             (
@@ -215,20 +290,53 @@ mod tests {
                 Some("n1 does not answer: refused"),
             ),
             (
-                "differ",
+                "servers that say no hash",
                 "serving",
                 vec![Ok(status(&json!({}), 5)), Ok(status(&json!({}), 500))],
                 Some("the servers disagree: one knows 5 instances, another 500"),
             ),
+            (
+                "agree",
+                "serving",
+                vec![Ok(with_hash(5, one)), Ok(with_hash(5, one))],
+                None,
+            ),
+            (
+                "differ",
+                "serving",
+                vec![
+                    Ok(with_hash(5, one)),
+                    Ok(with_hash(5, one)),
+                    Ok(with_hash(4, other)),
+                ],
+                Some(
+                    "the servers do not hold the same: \
+                     n3 has 4 instances (fedcba98) and 1 policies (abcdef01)",
+                ),
+            ),
         ] {
-            let members = json!({ "members": [member(state)] });
-            let members = serde_json::from_value(members).expect("members");
-            let named = told.into_iter().enumerate();
-            let told = named.map(|(n, told)| (format!("n{}", n + 1), told));
-            let status = Status::new(members, told.collect(), (1, 5, 5));
+            let status = summary(state, told);
             let reasons: Vec<&str> = status.reasons.iter().map(String::as_str).collect();
             assert_eq!(reasons, Vec::from_iter(want), "{name}");
             assert_eq!(status.well, want.is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_headline_says_whether_the_servers_agree() {
+        let differ = summary(
+            "serving",
+            vec![Ok(with_hash(5, "0a")), Ok(with_hash(5, "0b"))],
+        );
+        for (status, part) in [
+            (
+                summary("serving", vec![Ok(with_hash(5, "0a"))]),
+                "catalogues agree: yes",
+            ),
+            (differ, "catalogues agree: NO (n1, n2)"),
+        ] {
+            let headline = status.headline().expect("one");
+            assert!(headline.contains(part), "{headline}");
         }
     }
 }

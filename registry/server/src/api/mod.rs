@@ -223,6 +223,7 @@ async fn status(State(api): App) -> Json<ServerStatus> {
         state: api.state(),
         instances: catalogue.len(),
         watches: api.shared.hub.watchers(),
+        catalogue: Some(catalogue.digest()),
     })
 }
 

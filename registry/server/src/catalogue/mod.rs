@@ -24,6 +24,7 @@ use std::{
 
 use selvedge_registry::{
     InstanceId, InstanceStatus, Revision, ServiceName,
+    api::CatalogueDigest,
     wire::{InstanceRecord, PolicyRecord, ServiceList, ServiceRecord, ServiceSummary},
 };
 
@@ -136,6 +137,16 @@ impl Catalogue {
     /// The same for two servers that hold the same policies.
     pub fn policies_hash(&self) -> u64 {
         self.policies_hash
+    }
+
+    /// Both hashes and what they are of: what servers are compared by from outside.
+    pub fn digest(&self) -> CatalogueDigest {
+        CatalogueDigest {
+            records: self.live,
+            hash: format!("{:016x}", self.hash),
+            policies: self.policies().count(),
+            policies_hash: format!("{:016x}", self.policies_hash),
+        }
     }
 
     /// Takes `record` if it is later than what is known.

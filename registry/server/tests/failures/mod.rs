@@ -320,31 +320,46 @@ impl Cluster {
             .sum()
     }
 
-    /// Every server holds exactly `want`, and nothing about any two of them differs.
+    /// Every server holds exactly `want`, and nothing about any two of them differs: not in
+    /// process, and not by what each says over HTTP.
     pub(crate) async fn converges_to(&self, want: &BTreeSet<String>) {
-        let all: Vec<_> = self
-            .servers
-            .values()
-            .map(|s| Arc::clone(s.shared()))
-            .collect();
         let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let hashes: BTreeSet<u64> = all.iter().map(|s| s.read(Catalogue::hash)).collect();
-            let differ = all.iter().find(|s| ids(s) != *want);
-            if hashes.len() == 1 && differ.is_none() {
-                return;
-            }
-            if Instant::now() > deadline {
-                let differ = differ.map(|shared| {
-                    let has = ids(shared);
-                    let missing: Vec<_> = want.difference(&has).take(5).cloned().collect();
-                    let surplus: Vec<_> = has.difference(want).take(5).cloned().collect();
-                    format!("{} misses {missing:?} and has {surplus:?}", shared.node)
-                });
-                panic!("not in ten seconds: {} hashes, {differ:?}", hashes.len());
-            }
+        while let Some(wrong) = self.differs_from(want).await {
+            assert!(Instant::now() < deadline, "not in ten seconds: {wrong}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// What is not as `want` and the same everywhere.
+    async fn differs_from(&self, want: &BTreeSet<String>) -> Option<String> {
+        let mut hashes = BTreeSet::new();
+        for server in self.servers.values() {
+            let shared = server.shared();
+            let has = ids(shared);
+            if has != *want {
+                let missing: Vec<_> = want.difference(&has).take(5).collect();
+                let surplus: Vec<_> = has.difference(want).take(5).collect();
+                let node = &shared.node;
+                return Some(format!("{node} misses {missing:?} and has {surplus:?}"));
+            }
+            hashes.insert(shared.read(|c| (c.hash(), c.policies_hash())));
+        }
+        if hashes.len() > 1 {
+            return Some(format!("{} different catalogues", hashes.len()));
+        }
+        let mut said = Vec::new();
+        for server in self.servers.values() {
+            let http = server.shared().http;
+            let Some(digest) = crate::support::digest(http).await else {
+                return Some(format!("{http} does not answer"));
+            };
+            if digest.records != want.len() || said.last().is_some_and(|last| *last != digest) {
+                said.push(digest);
+                return Some(format!("over HTTP: {said:?}"));
+            }
+            said.push(digest);
+        }
+        None
     }
 }
 
