@@ -132,11 +132,11 @@ async fn the_commands_of_the_readme_do_what_it_says() {
     for (what, parts) in [
         // Registered at the first, seen at the other two.
         (
-            "curl http://127.0.0.1:7910/v1/services/orders",
+            "curl 'http://127.0.0.1:7910/v1/services/orders?wait=5s'",
             &["10.0.0.7:8080", "dev-1"][..],
         ),
         (
-            "curl http://127.0.0.1:7920/v1/services/orders",
+            "curl 'http://127.0.0.1:7920/v1/services/orders?wait=5s'",
             &["10.0.0.7:8080"],
         ),
         ("/v1/leases", &["\"renewed\":1"]),
@@ -144,7 +144,10 @@ async fn the_commands_of_the_readme_do_what_it_says() {
         ("health=up&version=1.4", &["orders-1"]),
         ("tag=blue&meta.shard=7", &["orders-1"]),
         ("/v1/catalog", &["\"versions\":{\"1.4\":1}"]),
-        ("/v1/status", &["\"serving\":true"]),
+        (
+            "/v1/status",
+            &["\"serving\":true", "\"records\":1,\"hash\":"],
+        ),
         (
             "/v1/watch",
             &["event: snapshot", "event: synced", "orders-1"],
@@ -155,7 +158,7 @@ async fn the_commands_of_the_readme_do_what_it_says() {
             &["\"changes\":[{\"version\":1"],
         ),
         (
-            "curl http://127.0.0.1:7920/v1/policies/orders",
+            "curl http://127.0.0.1:7900/v1/policies/orders",
             &["\"attempts\":2"],
         ),
         ("/eureka/apps", &["ORDERS", "UP_1_"]),

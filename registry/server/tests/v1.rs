@@ -245,6 +245,38 @@ async fn a_long_poll_answers_when_something_happens() {
 }
 
 #[tokio::test]
+async fn without_a_state_of_its_own_a_poll_waits_for_an_instance() {
+    let server = shop().await;
+    // There already: at once.
+    let path = "/v1/services/orders?wait=30s";
+    let begin = tokio::time::Instant::now();
+    assert_eq!(ask(&server, ("GET", path), "").await.status, 200);
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    // Nobody yet, or nobody who fits.
+    for (path, version) in [
+        ("/v1/services/new?wait=30s", "1"),
+        ("/v1/services/new?version=2&wait=30s", "2"),
+    ] {
+        let poll = ask(&server, ("GET", path), "");
+        let id = format!("n{version}");
+        let (answer, _) = tokio::join!(poll, async {
+            put(&server, "pricing", "p3", json!({})).await;
+            put(&server, "new", &id, json!({ "version": version })).await
+        });
+        assert_eq!((answer.status, ids(&answer)), (200, vec![id]), "{path}");
+    }
+    // Nobody until the end.
+    for (path, status) in [
+        ("/v1/services/nobody?wait=200ms", 404),
+        ("/v1/services/new?version=3&wait=200ms", 200),
+    ] {
+        let begin = tokio::time::Instant::now();
+        assert_eq!(ask(&server, ("GET", path), "").await.status, status);
+        assert!(begin.elapsed() >= Duration::from_millis(200), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_watch_tells_everything_once_and_resumes() {
     let server = shop().await;
     let mut events = Events::open(&server, "service=orders&service=nobody", None).await;

@@ -65,7 +65,7 @@ impl Wait {
     }
 
     /// Resolves when one of `names` (none: any service) is in a later state than the client's, or
-    /// with the end of the time. Cancel-safe.
+    /// with the end of the time; at once if the client has none. Cancel-safe.
     pub(super) async fn for_change(
         &self,
         api: &Arc<Api>,
@@ -75,25 +75,63 @@ impl Wait {
         let Some(index) = self.index else {
             return Ok(());
         };
-        let _place = Arc::clone(&api.watches)
-            .try_acquire_owned()
-            .map_err(|_| Refusal::full("watches", api.limits.watches))?;
-        let changed = async {
-            if names.is_empty() {
-                let mut all = api.shared.hub.subscribe();
-                if !has_changed(&api.shared.catalogue(), names, index, policies) {
-                    let _changed_or_lagged = all.recv().await;
-                }
-                return;
+        let changed = |catalogue: &Catalogue| has_changed(catalogue, names, index, policies);
+        if !names.is_empty() {
+            return self.until(api, names, policies, changed).await;
+        }
+        let any = async {
+            let mut all = api.shared.hub.subscribe();
+            if !changed(&api.shared.catalogue()) {
+                let _changed_or_lagged = all.recv().await;
             }
-            let default = ServiceName::new(DEFAULT_POLICY).ok().filter(|_| policies);
-            let mut watching = api.shared.hub.watch(names.iter().cloned().chain(default));
-            while !has_changed(&api.shared.catalogue(), names, index, policies) {
+        };
+        self.at_most(api, any).await
+    }
+
+    /// Resolves when `name` is in a later state than the client's; if the client has none, when
+    /// there is something to answer. Or with the end of the time. Cancel-safe.
+    pub(super) async fn for_service(
+        &self,
+        api: &Arc<Api>,
+        name: &ServiceName,
+        has_answer: impl Fn(&Catalogue) -> bool,
+    ) -> Result<(), Refusal> {
+        let names = std::slice::from_ref(name);
+        match self.index {
+            Some(_) => self.for_change(api, names, false).await,
+            None => self.until(api, names, false, has_answer).await,
+        }
+    }
+
+    /// Until `so`, which is asked again with each change of `names`.
+    async fn until(
+        &self,
+        api: &Arc<Api>,
+        names: &[ServiceName],
+        policies: bool,
+        so: impl Fn(&Catalogue) -> bool,
+    ) -> Result<(), Refusal> {
+        let default = ServiceName::new(DEFAULT_POLICY).ok().filter(|_| policies);
+        let mut watching = api.shared.hub.watch(names.iter().cloned().chain(default));
+        let waiting = async {
+            while !so(&api.shared.catalogue()) {
                 let _changed_or_lagged = watching.recv().await;
             }
         };
+        self.at_most(api, waiting).await
+    }
+
+    /// Waits for no longer than the client, and in one of the places that there are.
+    async fn at_most(
+        &self,
+        api: &Arc<Api>,
+        waiting: impl Future<Output = ()>,
+    ) -> Result<(), Refusal> {
+        let _place = Arc::clone(&api.watches)
+            .try_acquire_owned()
+            .map_err(|_| Refusal::full("watches", api.limits.watches))?;
         tokio::select! {
-            _ = tokio::time::timeout(self.limit, changed) => Ok(()),
+            _ = tokio::time::timeout(self.limit, waiting) => Ok(()),
             () = api.stopped() => Err(Refusal::not_ready()),
         }
     }

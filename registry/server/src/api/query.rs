@@ -296,8 +296,11 @@ pub(super) async fn service(
     pairs.end(&format!("wait, index, {FILTERS}"))?;
     api.serving()?;
     if let Some(wait) = wait {
-        wait.for_change(&api, std::slice::from_ref(&name), false)
-            .await?;
+        let has_answer = |catalogue: &Catalogue| {
+            let all = catalogue.service(&name).instances;
+            !filter.of_service(all.into_iter()).is_empty()
+        };
+        wait.for_service(&api, &name, has_answer).await?;
     }
     let catalogue = api.shared.catalogue();
     let all = catalogue.service(&name);

@@ -26,7 +26,8 @@ use crate::{
     server::Shared,
 };
 
-/// How long changes are collected before they are sent: what replication adds to a write.
+/// How long changes are collected after some were sent. A first one goes at once: who registers at
+/// one server and asks another right after should find it there.
 const COALESCE: Duration = Duration::from_millis(5);
 /// Entries sent at once; a follower that is far behind is sent them one after the other, and no
 /// more than it takes.
@@ -66,6 +67,7 @@ async fn log(State(shared): App, Query(query): Query<LogQuery>) -> Response {
         next: Some(query.next).filter(|_| query.generation == shared.generation),
         follower: query.node,
         first: true,
+        sent: None,
         compared: None,
         shared,
         over: false,
@@ -84,6 +86,8 @@ struct Feed {
     /// The next entry to send; `None` if it is not of this log.
     next: Option<u64>,
     first: bool,
+    /// When entries were last sent.
+    sent: Option<Instant>,
     compared: Option<Instant>,
     over: bool,
 }
@@ -114,6 +118,9 @@ impl Feed {
         let sums = (due && next == state.log.next()).then(|| self.sums(&state.store));
         drop(state);
         self.next = Some(next);
+        if !entries.is_empty() {
+            self.sent = Some(Instant::now());
+        }
         for entry in &entries {
             Out::of(entry).write(&mut lines);
         }
@@ -126,7 +133,8 @@ impl Feed {
         Some(lines)
     }
 
-    /// Until there is something to send, and a moment more for what comes with it.
+    /// Until there is something to send and, soon after the last time, a moment more for what
+    /// comes with it.
     async fn wait(&self) {
         let (grown, next) = self
             .shared
@@ -142,7 +150,8 @@ impl Feed {
             .next
             .is_some_and(|at| next.saturating_sub(at) < BATCH as u64)
         {
-            tokio::time::sleep(COALESCE).await;
+            let quiet = self.sent.map_or_else(Instant::now, |sent| sent + COALESCE);
+            tokio::time::sleep_until(quiet).await;
         }
     }
 

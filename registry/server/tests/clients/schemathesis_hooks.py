@@ -4,7 +4,7 @@ import re
 
 import schemathesis
 
-WAITS = re.compile(r"\d+s")
+WAITS = re.compile(r"\d+m?s")
 
 
 @schemathesis.hook
