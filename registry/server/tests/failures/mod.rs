@@ -32,7 +32,6 @@ use selvedge_registry::{
 };
 use selvedge_registry_server::{
     RegistryConfig, RegistryServer,
-    catalogue::Catalogue,
     gossip::testing::{self, Net, addr},
     replicate::peer::{Connect, Io, Peers},
     server::{Environment, Origin, Refused, Shared, system_clock},
