@@ -186,6 +186,7 @@ pub mod hedge;
 pub mod hystrix;
 pub mod inbound;
 pub mod keyed;
+mod lanes;
 #[cfg(feature = "tower")]
 pub mod layer;
 pub mod metrics;
@@ -200,8 +201,10 @@ mod policy;
 pub mod rate_limit;
 pub mod retry;
 mod rng;
+mod shared;
 pub mod shed;
 mod slices;
+mod sliding;
 mod sync;
 pub mod throttle;
 

@@ -20,8 +20,10 @@
 //! calls that were made count, as in Envoy.
 //!
 //! # Guarantees
-//! Lock-free, no allocation: the rings are read once a call, one compare-and-swap each at its end.
-//! Below the threshold no random number is drawn. A cancelled call counts as nothing.
+//! - Lock-free, no allocation. As long as every call of the window was accepted, a call reads four
+//!   words and counts itself in its thread's lane; only when some were not are they added up.
+//! - Below the threshold no random number is drawn. A cancelled call counts as nothing.
+//! - A clock that was set back, or forth and back again, empties the window; it never freezes it.
 //!
 //! # Source
 //! Google SRE book, "Handling Overload" (K = 2, two minutes); Envoy admission control filter
@@ -38,15 +40,16 @@ use serde::{Deserialize, Serialize};
 use crate::{
     clock::{Tick, nanos},
     config::{Millis, PolicyError, Ratio, ensure},
+    lanes::{Lane, Lanes},
     outcome::{Outcome, Policy, Reason, Rejected},
     rng::Rng,
-    slices::Slices,
+    shared::{Lent, Shared},
+    sliding::Sliding,
     sync::{AtomicU64, Ordering},
 };
 
-/// Slices of the window.
-const LIVES: u64 = 10;
-const RING: usize = 12;
+/// Steps in which the window moves.
+const BUCKETS: u32 = 10;
 
 /// How a client throttles itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -197,50 +200,70 @@ impl Form {
 #[derive(Debug)]
 struct Core {
     config: ArcSwap<ThrottleConfig>,
-    window: ArcSwap<Window>,
+    /// Over `accepted` and `missed`, in this order.
+    window: Sliding<2>,
+    /// Calls that were made and accepted; the one thing that is counted where all is well.
+    accepted: Lanes<AtomicU64>,
+    /// Calls that were not accepted, by the callee or, in the book's form, by us.
+    missed: AtomicU64,
     rng: Rng,
     refused: AtomicU64,
 }
 
-/// Ring and slice length belong together: a new length is a new ring.
-#[derive(Debug)]
-struct Window {
-    slice: u64,
-    requests: Slices<RING>,
-    accepts: Slices<RING>,
-}
+/// Where `missed` is in [`Core::sums`].
+const MISSED: usize = 1;
 
-impl Window {
-    fn new(length: Duration) -> Self {
-        Self {
-            slice: (nanos(length) / LIVES).max(1),
-            requests: Slices::new(),
-            accepts: Slices::new(),
+impl Core {
+    fn sums(&self) -> [u64; 2] {
+        [
+            self.accepted.sum(|lane| lane),
+            self.missed.load(Ordering::Acquire),
+        ]
+    }
+
+    #[inline]
+    fn turn(&self, now: Tick) -> u64 {
+        self.window.turn(now, || self.sums())
+    }
+
+    /// The probability with which a call is refused at `now`.
+    #[inline]
+    fn probability(&self, now: Tick) -> f64 {
+        let end = self.turn(now);
+        // Nobody was refused: whatever the form, there is nothing to add up.
+        if self.missed.load(Ordering::Acquire) == self.window.begin(MISSED) {
+            return 0.0;
         }
+        self.weigh(end, now)
     }
 
-    fn id(&self, now: Instant) -> u64 {
-        Tick::at(now).0 / self.slice + 1
-    }
-
-    fn sums(&self, now: Instant) -> (u64, u64) {
-        let id = self.id(now);
-        let accepts = self.accepts.sum(id, LIVES, None);
-        (self.requests.sum(id, LIVES, None), accepts)
-    }
-
-    fn record(&self, now: Instant, accepted: bool) {
-        let id = self.id(now);
-        self.requests.add(id, 1);
-        if accepted {
-            self.accepts.add(id, 1);
+    #[inline(never)]
+    fn weigh(&self, end: u64, now: Tick) -> f64 {
+        let [accepts, missed] = self.window.held_at(end, now, || self.sums());
+        let requests = accepts + missed;
+        let config = self.config.load();
+        if missed == 0 || requests < u64::from(config.min_requests) {
+            return 0.0;
         }
+        config
+            .form
+            .probability(requests, accepts)
+            .min(config.max.fraction())
+    }
+
+    #[cold]
+    fn refuse(&self) -> Rejected {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        if self.config.load().form.counts_local_refusals() {
+            self.missed.fetch_add(1, Ordering::AcqRel);
+        }
+        Rejected::new(Policy::Throttle, Reason::Throttled)
     }
 }
 
 /// A client-side throttle towards one destination. Clones share its counts.
 #[derive(Debug, Clone)]
-pub struct Throttle(Arc<Core>);
+pub struct Throttle(Shared<Core>);
 
 impl Throttle {
     /// A throttle that has seen nothing yet.
@@ -249,9 +272,11 @@ impl Throttle {
     /// [`PolicyError`] if the configuration cannot work.
     pub fn new(config: ThrottleConfig, rng: Rng) -> Result<Self, PolicyError> {
         config.validate()?;
-        Ok(Self(Arc::new(Core {
-            window: ArcSwap::from_pointee(Window::new(config.window.0)),
+        Ok(Self(Shared::new(Core {
+            window: Sliding::new(nanos(config.window.0), BUCKETS),
             config: ArcSwap::from_pointee(config),
+            accepted: Lanes::new(|| AtomicU64::new(0)),
+            missed: AtomicU64::new(0),
             rng,
             refused: AtomicU64::new(0),
         })))
@@ -262,36 +287,23 @@ impl Throttle {
     /// # Errors
     /// [`Rejected`] with [`Reason::Throttled`].
     pub fn try_acquire(&self, now: Instant) -> Result<Permit, Rejected> {
-        let p = self.probability(now);
+        let p = self.0.probability(Tick::at(now));
         if p > 0.0 && self.0.rng.unit() < p {
-            self.0.refused.fetch_add(1, Ordering::Relaxed);
-            if self.0.config.load().form.counts_local_refusals() {
-                self.0.window.load().record(now, false);
-            }
-            return Err(Rejected::new(Policy::Throttle, Reason::Throttled));
+            return Err(self.0.refuse());
         }
-        Ok(Permit(Arc::clone(&self.0)))
+        Ok(Permit(self.0.lend(Lane::here())))
     }
 
     /// The probability with which a call is refused now.
     pub fn probability(&self, now: Instant) -> f64 {
-        let (requests, accepts) = self.0.window.load().sums(now);
-        if requests == accepts {
-            return 0.0;
-        }
-        let config = self.0.config.load();
-        if requests < u64::from(config.min_requests) {
-            return 0.0;
-        }
-        config
-            .form
-            .probability(requests, accepts)
-            .min(config.max.fraction())
+        self.0.probability(Tick::at(now))
     }
 
     /// Calls and accepted calls within the window.
     pub fn counts(&self, now: Instant) -> (u64, u64) {
-        self.0.window.load().sums(now)
+        let core = &self.0;
+        let [accepts, missed] = core.window.held(Tick::at(now), || core.sums());
+        (accepts + missed, accepts)
     }
 
     /// Calls refused so far.
@@ -299,16 +311,18 @@ impl Throttle {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    /// Takes a new configuration; counts stay, unless the window's length changes.
+    /// Takes a new configuration; counts stay, as far as the new window reaches back.
     ///
     /// # Errors
     /// [`PolicyError`] if it cannot work; nothing changes then.
     pub fn reconfigure(&self, config: ThrottleConfig) -> Result<(), PolicyError> {
         config.validate()?;
-        if config.window != self.0.config.load().window {
-            self.0.window.store(Arc::new(Window::new(config.window.0)));
+        let core = &self.0;
+        let change = core.window.change();
+        if config.window != core.config.load().window {
+            change.reshape(nanos(config.window.0), BUCKETS, core.sums());
         }
-        self.0.config.store(Arc::new(config));
+        core.config.store(Arc::new(config));
         Ok(())
     }
 }
@@ -316,18 +330,25 @@ impl Throttle {
 /// A call that was let through. Dropped, it was cancelled and counts as nothing.
 #[derive(Debug)]
 #[must_use = "dropped, the call was cancelled"]
-pub struct Permit(Arc<Core>);
+pub struct Permit(Lent<Core>);
 
 impl Permit {
     /// The call has ended. Accepted is what the callee dealt with: a success, or an answer that is
     /// the caller's affair. Refused is a failure, and "less, please".
     pub fn complete(self, outcome: Outcome, now: Instant) {
-        let accepted = match outcome {
-            Outcome::Success | Outcome::Ignored => true,
-            Outcome::Failure(_) | Outcome::RateLimited => false,
-            Outcome::Cancelled => return,
-        };
-        self.0.window.load().record(now, accepted);
+        let core = &*self.0;
+        match outcome {
+            Outcome::Success | Outcome::Ignored => {
+                core.turn(Tick::at(now));
+                let lane = Lane::here();
+                lane.add(core.accepted.of(lane), 1);
+            }
+            Outcome::Failure(_) | Outcome::RateLimited => {
+                core.turn(Tick::at(now));
+                core.missed.fetch_add(1, Ordering::AcqRel);
+            }
+            Outcome::Cancelled => {}
+        }
     }
 }
 

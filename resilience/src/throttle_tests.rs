@@ -50,7 +50,7 @@ fn throttle(form: Form, max: u32) -> Throttle {
 /// Records without drawing: as if `n` calls had been made and had come to `outcome`.
 fn record(throttle: &Throttle, n: u64, outcome: Outcome, now: Instant) {
     for _ in 0..n {
-        Permit(Arc::clone(&throttle.0)).complete(outcome, now);
+        Permit(throttle.0.lend(Lane::here())).complete(outcome, now);
     }
 }
 
@@ -145,7 +145,11 @@ fn a_new_configuration_keeps_the_counts() {
     assert!(t.reconfigure(new(0)).is_err());
     assert_eq!(t.counts(now), (100, 0));
     t.reconfigure(new(60_000)).expect("valid");
-    assert_eq!(t.counts(now), (0, 0), "another window starts empty");
+    assert_eq!(t.counts(now), (100, 0), "another window, the same calls");
+    record(&t, 1, Outcome::Success, now + Duration::from_secs(40));
+    t.reconfigure(new(30_000)).expect("valid");
+    let later = now + Duration::from_secs(41);
+    assert_eq!(t.counts(later), (1, 1), "no further back than it reaches");
 }
 
 #[test]
