@@ -16,6 +16,7 @@ use crate::{
     clock::{Tick, nanos},
     config::{PolicyError, Ratio},
     events::{Event, EventKind, Events},
+    lanes::Lane,
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     rng::Rng,
     sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering},
@@ -127,7 +128,6 @@ pub(super) struct Control {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct End {
     pub(super) permit: Ctl,
-    pub(super) lane: usize,
     pub(super) started: Tick,
     pub(super) deadline: Option<Tick>,
     pub(super) outcome: Outcome,
@@ -309,7 +309,7 @@ impl Core {
         // The common case by itself, so that it pays for nothing else.
         let good = end.outcome == Outcome::Success && elapsed <= slow_after && !end.trips;
         if good && ctl == end.permit && ctl.state() == State::Closed {
-            if let Some(cause) = self.count(end, ctl, tick, Outcome::Success, false) {
+            if let Some(cause) = self.count_good(ctl, tick) {
                 self.open(ctl, now, cause, end.retry_after);
             }
             return;
@@ -331,12 +331,12 @@ impl Core {
         }
         if ctl != end.permit {
             self.tally.stale();
-            return self.end_uncounted(end.lane, outcome);
+            return self.end_uncounted(outcome);
         }
         let silent = matches!(outcome, Outcome::Ignored | Outcome::Cancelled);
         match ctl.state() {
             State::HalfOpen => {
-                self.end_uncounted(end.lane, outcome);
+                self.end_uncounted(outcome);
                 if silent && !end.trips {
                     // Says nothing about health: the place is free for another probe.
                     return self.probes.give_back(ctl.epoch());
@@ -355,11 +355,11 @@ impl Core {
             }
             state if state.counts() && !silent => {
                 self.tally.end(outcome, true);
-                let cause = self.count(end, ctl, tick, outcome, slow);
+                let cause = self.count(ctl, tick, outcome, slow);
                 self.judge(end, ctl, now, cause);
             }
             state => {
-                self.end_uncounted(end.lane, outcome);
+                self.end_uncounted(outcome);
                 if end.trips && state.counts() {
                     self.judge(end, ctl, now, None);
                 }
@@ -389,20 +389,19 @@ impl Core {
         }
     }
 
-    fn end_uncounted(&self, lane: usize, outcome: Outcome) {
+    fn end_uncounted(&self, outcome: Outcome) {
         if outcome == Outcome::Success {
-            self.window.pass_by(lane);
+            self.window.pass_by(Lane::here());
         } else {
             self.tally.end(outcome, false);
         }
     }
 
     /// Counts a result; says which threshold is reached with it.
-    #[inline]
-    fn count(&self, end: &End, ctl: Ctl, now: Tick, outcome: Outcome, slow: bool) -> Option<Cause> {
+    fn count(&self, ctl: Ctl, now: Tick, outcome: Outcome, slow: bool) -> Option<Cause> {
         let failed = outcome.is_failure();
         let sample = Sample { failed, slow };
-        let judged = self.window.record(end.lane, ctl.epoch(), now, sample);
+        let judged = self.window.record(Lane::here(), ctl.epoch(), now, sample);
         let in_a_row = &self.consecutive[(ctl.epoch() % BANKS) as usize];
         if failed {
             let limit = self.hot.consecutive.load(Ordering::Relaxed);
@@ -410,9 +409,17 @@ impl Core {
             if limit > 0 && so_far >= limit {
                 return Some(Cause::Consecutive);
             }
-        } else if outcome == Outcome::Success && in_a_row.load(Ordering::Relaxed) != 0 {
-            in_a_row.store(0, Ordering::Release);
+        } else if outcome == Outcome::Success {
+            end_row(in_a_row);
         }
+        self.weigh(judged?)
+    }
+
+    /// The same for a success that was not slow.
+    #[inline]
+    fn count_good(&self, ctl: Ctl, now: Tick) -> Option<Cause> {
+        let judged = self.window.record_good(Lane::here(), ctl.epoch(), now);
+        end_row(&self.consecutive[(ctl.epoch() % BANKS) as usize]);
         self.weigh(judged?)
     }
 
@@ -667,6 +674,14 @@ impl Core {
             at,
             kind,
         }
+    }
+}
+
+/// A success ends a row of failures.
+#[inline]
+fn end_row(in_a_row: &AtomicU32) {
+    if in_a_row.load(Ordering::Relaxed) != 0 {
+        in_a_row.store(0, Ordering::Release);
     }
 }
 

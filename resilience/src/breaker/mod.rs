@@ -72,9 +72,11 @@ use crate::{
     config::PolicyError,
     events::Events,
     keyed::Keep,
+    lanes::Lane,
     metrics::{Emitter, Sample, Samples, cores},
     outcome::Rejected,
     rng::Rng,
+    shared::Shared,
 };
 
 /// State and counters of one breaker, read without a lock.
@@ -105,21 +107,6 @@ pub struct Snapshot {
     pub generation: u64,
 }
 
-/// What a permit holds on to: the circuit, by way of a line that few threads share.
-#[derive(Debug)]
-#[repr(align(64))]
-pub(crate) struct Handle {
-    core: Arc<Core>,
-    lane: usize,
-}
-
-#[derive(Debug)]
-struct Circuit {
-    core: Arc<Core>,
-    /// One for each lane; how often each is shared is how many permits are out.
-    handles: [Arc<Handle>; window::LANES],
-}
-
 /// A circuit breaker. Clones share one circuit.
 ///
 /// ```
@@ -134,7 +121,7 @@ struct Circuit {
 /// # Ok::<_, selvedge_resilience::config::PolicyError>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct CircuitBreaker(Arc<Circuit>);
+pub struct CircuitBreaker(Shared<Core>);
 
 /// Builds a [`CircuitBreaker`] with a name, a listener or a seed.
 #[derive(Debug)]
@@ -171,14 +158,8 @@ impl Builder {
     /// [`PolicyError`] if the configuration cannot work.
     pub fn build(self) -> Result<CircuitBreaker, PolicyError> {
         let rng = self.rng.unwrap_or_else(Rng::from_entropy);
-        let core = Arc::new(Core::new(self.config, self.name, self.events, rng)?);
-        let handles = std::array::from_fn(|lane| {
-            Arc::new(Handle {
-                core: Arc::clone(&core),
-                lane,
-            })
-        });
-        Ok(CircuitBreaker(Arc::new(Circuit { core, handles })))
+        let core = Core::new(self.config, self.name, self.events, rng)?;
+        Ok(CircuitBreaker(Shared::new(core)))
     }
 }
 
@@ -210,25 +191,25 @@ impl CircuitBreaker {
     /// [`Rejected`] while open, forced open, or while every probe is out; with the time after which
     /// asking again makes sense where it is known.
     pub fn try_acquire(&self, now: Instant) -> Result<Permit, Rejected> {
-        let ctl = self.0.core.admit(now)?;
-        let handle = Arc::clone(&self.0.handles[lane()]);
-        Ok(Permit::new(handle, ctl, Tick::at(now)))
+        let ctl = self.0.admit(now)?;
+        let core = self.0.lend(Lane::here());
+        Ok(Permit::new(core, ctl, Tick::at(now)))
     }
 
     /// The state at this moment. An open circuit whose time is over still says `Open` until the
     /// next call asks.
     pub fn state(&self) -> State {
-        self.0.core.ctl().state()
+        self.0.ctl().state()
     }
 
     /// What events and metrics call it.
     pub fn name(&self) -> &str {
-        &self.0.core.name
+        &self.0.name
     }
 
     /// The configuration in force.
     pub fn config(&self) -> Arc<BreakerConfig> {
-        self.0.core.config()
+        self.0.config()
     }
 
     /// Takes a new configuration. State, open time, epoch and counters stay; so does what the
@@ -238,7 +219,7 @@ impl CircuitBreaker {
     /// # Errors
     /// [`PolicyError`] if it cannot work; nothing changes then.
     pub fn reconfigure(&self, config: BreakerConfig) -> Result<(), PolicyError> {
-        self.0.core.reconfigure(config)
+        self.0.reconfigure(config)
     }
 
     /// Refuses every call until an operator says otherwise.
@@ -264,7 +245,7 @@ impl CircuitBreaker {
 
     /// Opens the circuit for `time` from `now`, longer than `open_for_max` too.
     pub fn open_for(&self, time: Duration, now: Instant) {
-        self.0.core.lead_open(Some(time), now);
+        self.0.lead_open(Some(time), now);
     }
 
     /// Opens the circuit until `until`.
@@ -278,21 +259,21 @@ impl CircuitBreaker {
     /// [`IllegalTransition`] for half-opening a circuit that lets every call pass.
     pub fn transition_to(&self, to: State, now: Instant) -> Result<(), IllegalTransition> {
         if to == State::Open {
-            self.0.core.lead_open(None, now);
+            self.0.lead_open(None, now);
             Ok(())
         } else {
-            self.0.core.lead(to, Some(now))
+            self.0.lead(to, Some(now))
         }
     }
 
     fn lead_anywhere(&self, to: State) {
-        let led = self.0.core.lead(to, None);
+        let led = self.0.lead(to, None);
         debug_assert!(led.is_ok(), "only half-open can be refused");
     }
 
     /// Counters and gauges at `now`. Takes no lock.
     pub fn snapshot(&self, now: Instant) -> Snapshot {
-        let (core, tick) = (&self.0.core, Tick::at(now));
+        let (core, tick) = (&self.0, Tick::at(now));
         let ctl = core.ctl();
         let (window, min_calls) = core.counts(ctl, tick);
         let calls = self.calls();
@@ -313,42 +294,25 @@ impl CircuitBreaker {
 
     /// Every count of calls. Takes no lock; exact when no call is just beginning or ending.
     pub fn calls(&self) -> Calls {
-        let core = &self.0.core;
-        let shared = |handle: &Arc<Handle>| Arc::strong_count(handle) as u64 - 1;
-        let in_flight = self.0.handles.iter().map(shared).sum();
-        core.tally
-            .read(core.window.recorded(), core.window.passed_by(), in_flight)
+        let core = &*self.0;
+        core.tally.read(
+            core.window.recorded(),
+            core.window.passed_by(),
+            self.0.lent(),
+        )
     }
 
     /// Every transition made so far: from, to, why, how often. Takes no lock.
     pub fn transitions(&self) -> impl Iterator<Item = (State, State, Cause, u64)> + '_ {
-        self.0.core.tally.transitions()
+        self.0.tally.transitions()
     }
-}
-
-/// The lane of this thread; threads take turns.
-#[cfg(not(loom))]
-fn lane() -> usize {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static LANE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % window::LANES;
-    }
-    // A thread that is being torn down may still drop a future that calls.
-    LANE.try_with(|&lane| lane).unwrap_or(0)
-}
-
-#[cfg(loom)]
-fn lane() -> usize {
-    0
 }
 
 impl Keep for CircuitBreaker {
     /// An open circuit stays until its time is over, a half-open one until its probes are, an
     /// overridden one until the operator takes that back.
     fn keep_for(&self, now: Instant) -> Duration {
-        self.0.core.settles_in(Tick::at(now))
+        self.0.settles_in(Tick::at(now))
     }
 }
 

@@ -1,12 +1,12 @@
 //! Leave to make one call.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use super::{Handle, core::End, state::Ctl};
-use crate::{clock::Tick, outcome::Outcome};
+use super::{
+    core::{Core, End},
+    state::Ctl,
+};
+use crate::{clock::Tick, outcome::Outcome, shared::Lent};
 
 /// Leave to make one call. Complete it with the call's result; dropping it means cancelled.
 ///
@@ -24,7 +24,7 @@ use crate::{clock::Tick, outcome::Outcome};
 #[derive(Debug)]
 #[must_use = "a permit that is dropped at once counts as a cancelled call"]
 pub struct Permit {
-    handle: Arc<Handle>,
+    core: Lent<Core>,
     ctl: Ctl,
     started: Tick,
     deadline: Option<Tick>,
@@ -32,9 +32,9 @@ pub struct Permit {
 }
 
 impl Permit {
-    pub(super) fn new(handle: Arc<Handle>, ctl: Ctl, started: Tick) -> Self {
+    pub(super) fn new(core: Lent<Core>, ctl: Ctl, started: Tick) -> Self {
         Self {
-            handle,
+            core,
             ctl,
             started,
             deadline: None,
@@ -77,14 +77,13 @@ impl Permit {
         self.ended = true;
         let end = End {
             permit: self.ctl,
-            lane: self.handle.lane,
             started: self.started,
             deadline: self.deadline,
             outcome,
             retry_after,
             trips,
         };
-        self.handle.core.complete(&end, now);
+        self.core.complete(&end, now);
     }
 }
 
@@ -92,7 +91,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if !self.ended {
             // No clock here: a cancelled call that also was slow is told through `cancel`.
-            self.handle.core.drop_call(self.ctl);
+            self.core.drop_call(self.ctl);
         }
     }
 }

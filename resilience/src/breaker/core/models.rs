@@ -23,7 +23,6 @@ fn circuit() -> (Arc<Core>, Instant) {
 fn end(permit: Ctl, outcome: Outcome) -> End {
     End {
         permit,
-        lane: 0,
         started: Tick(0),
         deadline: None,
         outcome,

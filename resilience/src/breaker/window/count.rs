@@ -14,7 +14,8 @@ const SLOW: u64 = 2;
 /// what it swapped out. Whoever was there is gone: a window that only ever adds is an average over
 /// a lifetime. When nobody is between two of these steps the sums are exactly those of the ring.
 ///
-/// Success over success changes no bit, so a healthy circuit pays one `fetch_add`.
+/// Success over success changes no bit, so as long as nothing bad is in the ring, successes need not
+/// be put into it at all: a bad call leaves when N more have come after it, not before.
 ///
 /// Source: resilience4j `FixedSizeSlidingWindowMetrics`, without its lock.
 #[derive(Debug)]
@@ -84,8 +85,9 @@ impl CountRing {
         self.failed.load(Ordering::Acquire) == 0 && self.slow.load(Ordering::Acquire) == 0
     }
 
-    pub(crate) fn counts(&self) -> Counts {
-        let total = self.next.load(Ordering::Acquire).min(u64::from(self.size)) as u32;
+    /// What the ring holds after `calls` calls, those that were not put into it included.
+    pub(crate) fn counts(&self, calls: u64) -> Counts {
+        let total = calls.min(u64::from(self.size)) as u32;
         // A sum may be below zero for as long as another thread has swapped but not corrected.
         let sum =
             |of: &AtomicU32| (of.load(Ordering::Acquire) as i32).clamp(0, total as i32) as u32;
@@ -136,7 +138,7 @@ mod models {
             ring.record(BAD);
             other.join().expect("no panic");
             let bit = (ring.words[0].load(Ordering::Acquire) & 1) as u32;
-            let counts = ring.counts();
+            let counts = ring.counts(3);
             assert_eq!((counts.total, counts.failed), (1, bit));
         });
     }
@@ -151,7 +153,7 @@ mod models {
             };
             ring.record(BAD);
             other.join().expect("no panic");
-            assert_eq!(ring.counts().failed, 2);
+            assert_eq!(ring.counts(2).failed, 2);
         });
     }
 }

@@ -1,20 +1,21 @@
 //! A window without an edge: each call counts a little less than the one after it.
 
-use super::{Counts, Rates, Sample};
-use crate::sync::{AtomicU64, Ordering};
+use super::{BANKS, Counts, Sample};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Exponentially weighted shares of failed and slow calls, over about N calls.
 ///
-/// One word holds both shares as `f32`, one more the number of calls. The first call sets the
-/// shares; each later one moves them by `1 − e^(−1/N)` of the way.
+/// One word holds both shares as `f32`, for each bank. The first call sets the shares; each later
+/// one moves them by `1 − e^(−1/N)` of the way. Shares of nothing stay what they are, so as long as
+/// nothing has failed or was slow, calls after the first need not be put in.
 ///
 /// Source: Finagle `FailureAccrualPolicy.successRate` and its `Ema`.
 #[derive(Debug)]
 pub(crate) struct Ema {
-    span: u32,
-    keep: f32,
-    calls: AtomicU64,
-    shares: AtomicU64,
+    span: AtomicU32,
+    /// Bits of `f32`.
+    keep: AtomicU32,
+    shares: [AtomicU64; BANKS as usize],
 }
 
 /// No call yet: no pair of shares has these bits.
@@ -37,73 +38,63 @@ fn unpack(word: u64) -> (f32, f32) {
 
 impl Ema {
     pub(crate) fn new(span: u32) -> Self {
-        Self {
-            span,
-            keep: (-1.0 / f64::from(span)).exp() as f32,
-            calls: AtomicU64::new(0),
-            shares: AtomicU64::new(EMPTY),
-        }
-    }
-
-    pub(crate) fn span(&self) -> u32 {
-        self.span
+        let ema = Self {
+            span: AtomicU32::new(0),
+            keep: AtomicU32::new(0),
+            shares: std::array::from_fn(|_| AtomicU64::new(EMPTY)),
+        };
+        ema.set_span(span);
+        ema
     }
 
     /// The same shares, to be moved at another pace from now on.
-    pub(crate) fn respanned(&self, span: u32) -> Self {
-        let other = Self::new(span);
-        other
-            .calls
-            .store(self.calls.load(Ordering::Acquire), Ordering::Relaxed);
-        other
-            .shares
-            .store(self.shares.load(Ordering::Acquire), Ordering::Relaxed);
-        other
+    pub(crate) fn set_span(&self, span: u32) {
+        let keep = (-1.0 / f64::from(span)).exp() as f32;
+        self.span.store(span, Ordering::Relaxed);
+        self.keep.store(keep.to_bits(), Ordering::Relaxed);
     }
 
-    pub(crate) fn record(&self, sample: Sample) {
-        let (failed, slow) = (
-            f32::from(u8::from(sample.failed)),
-            f32::from(u8::from(sample.slow)),
-        );
-        let mut seen = self.shares.load(Ordering::Acquire);
+    /// Begins anew in bank `at`.
+    pub(crate) fn forget(&self, at: usize) {
+        // Swapped, not stored: what a straggler is just writing must come before or fail.
+        self.shares[at].swap(EMPTY, Ordering::AcqRel);
+    }
+
+    /// Puts a call in; returns the shares of failed and slow ones with it.
+    pub(crate) fn record(&self, at: usize, sample: Sample) -> (f32, f32) {
+        let keep = f32::from_bits(self.keep.load(Ordering::Relaxed));
+        let share = |yes: bool| f32::from(u8::from(yes));
+        let (failed, slow) = (share(sample.failed), share(sample.slow));
+        let word = &self.shares[at];
+        let mut seen = word.load(Ordering::Acquire);
         loop {
-            let next = if seen == EMPTY {
-                pack(failed, slow)
+            let (f, s) = if seen == EMPTY {
+                (failed, slow)
             } else {
+                let mix = |old: f32, new: f32| old * keep + new * (1.0 - keep);
                 let (f, s) = unpack(seen);
-                let mix = |old: f32, new: f32| old * self.keep + new * (1.0 - self.keep);
-                pack(mix(f, failed), mix(s, slow))
+                (mix(f, failed), mix(s, slow))
             };
-            match self
-                .shares
-                .compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Acquire)
-            {
-                Ok(_) => break,
+            let next = pack(f, s);
+            if next == seen {
+                return (f, s);
+            }
+            match word.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return (f, s),
                 Err(now) => seen = now,
             }
         }
-        self.calls.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub(crate) fn rates(&self) -> Rates {
-        let (failed, slow) = unpack(self.shares.load(Ordering::Acquire));
-        Rates {
-            calls: self.calls.load(Ordering::Acquire),
-            failed: f64::from(failed),
-            slow: f64::from(slow),
-        }
-    }
-
-    /// The shares as if of whole calls.
-    pub(crate) fn counts(&self) -> Counts {
-        let rates = self.rates();
-        let total = rates.calls.min(u64::from(self.span)) as u32;
-        let of = |share: f64| (share * f64::from(total)).round() as u32;
+    /// The shares as if of whole calls; of at most as many as it is about.
+    pub(crate) fn counts(&self, at: usize, calls: u64) -> Counts {
+        let (failed, slow) = unpack(self.shares[at].load(Ordering::Acquire));
+        let total = calls.min(self.span.load(Ordering::Relaxed).into()) as u32;
+        let of = |share: f32| (f64::from(share) * f64::from(total)).round() as u32;
         Counts {
             total,
-            failed: of(rates.failed),
-            slow: of(rates.slow),
+            failed: of(failed),
+            slow: of(slow),
         }
     }
 }
@@ -124,13 +115,12 @@ mod models {
             };
             let other = {
                 let ema = Arc::clone(&ema);
-                thread::spawn(move || ema.record(bad))
+                thread::spawn(move || ema.record(0, bad))
             };
-            ema.record(bad);
+            ema.record(0, bad);
             other.join().expect("no panic");
-            let rates = ema.rates();
-            assert_eq!(rates.calls, 2);
-            assert!((rates.failed - 1.0).abs() < 1e-6);
+            let (failed, slow) = unpack(ema.shares[0].load(Ordering::Acquire));
+            assert!((failed - 1.0).abs() < 1e-6 && slow <= 0.0);
         });
     }
 }

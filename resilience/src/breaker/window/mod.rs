@@ -3,272 +3,232 @@
 //! The common call, a quick success in a circuit that has seen no failure lately, must cost next
 //! to nothing, also when two threads make such calls at once. So successes are counted in *lanes*,
 //! a cache line for each of a few threads; failures and slow calls are counted in one place, as
-//! they are rare where speed matters; and if nothing bad is in the window, nothing is added up.
+//! they are rare where speed matters; and if nothing bad is in the window, nothing is added up: a
+//! window over calls does not even see a success then, as all that it would put in the place of a
+//! success is a success.
 //!
 //! Each epoch of the circuit counts in a *bank* of its own, so that a straggler that was about to
 //! count in the old one does not count in the new.
 
 mod count;
 mod ema;
-mod time;
+mod sums;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 
-use self::{count::CountRing, ema::Ema, time::TimeRing};
+pub use self::sums::Counts;
+pub(super) use self::sums::{Judged, Rates, Sample};
+use self::{
+    count::CountRing,
+    ema::Ema,
+    sums::{BAD, Sums},
+};
 use super::config::Window as WindowConfig;
 use crate::{
     clock::{Tick, nanos},
-    sync::{AtomicU64, Mutex, Ordering},
+    lanes::{Lane, Lanes},
+    sliding::{NO_TIME, Sliding},
+    sync::{AtomicU64, Ordering},
 };
 
 /// Banks that epochs take in turns. To count in the wrong one, a straggler would have to sleep
 /// between two instructions through a multiple of this many transitions.
 pub(super) const BANKS: u64 = 4;
 
-/// Lanes; threads share them by turns. Under loom one is enough, and all that it can bear.
-pub(super) const LANES: usize = if cfg!(loom) { 1 } else { 4 };
-
-/// What a window holds at an instant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct Counts {
-    /// Calls that count.
-    pub total: u32,
-    /// Those that failed.
-    pub failed: u32,
-    /// Those that took longer than the slow threshold.
-    pub slow: u32,
-}
-
-impl Counts {
-    /// Share of failed calls; `None` below `min_calls`.
-    pub fn failure_ratio(&self, min_calls: u32) -> Option<f64> {
-        (self.total >= min_calls.max(1)).then(|| f64::from(self.failed) / f64::from(self.total))
-    }
-
-    /// Share of slow calls; `None` below `min_calls`.
-    pub fn slow_ratio(&self, min_calls: u32) -> Option<f64> {
-        (self.total >= min_calls.max(1)).then(|| f64::from(self.slow) / f64::from(self.total))
-    }
-}
-
-/// One call, as a window sees it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sample {
-    pub(super) failed: bool,
-    pub(super) slow: bool,
-}
-
-/// What is judged: how many calls, and which shares of them.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Rates {
-    pub(super) calls: u64,
-    pub(super) failed: f64,
-    pub(super) slow: f64,
-}
-
-/// What a judgement is about.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Judged {
-    pub(super) rates: Rates,
-    /// End of the bucket, and number of bad calls, that it was seen at.
-    end: u64,
-    bad: u64,
-}
-
-/// Sums that only grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Sums {
-    total: u64,
-    failed: u64,
-    slow: u64,
-    /// Failed or slow or both, over all banks.
-    bad: u64,
-}
-
-impl Sums {
-    fn to_array(self) -> [u64; 4] {
-        [self.total, self.failed, self.slow, self.bad]
-    }
-    fn from_array([total, failed, slow, bad]: [u64; 4]) -> Self {
-        Self {
-            total,
-            failed,
-            slow,
-            bad,
-        }
-    }
-    fn less(self, earlier: Self) -> Self {
-        let [a, b] = [self.to_array(), earlier.to_array()];
-        Self::from_array(std::array::from_fn(|i| a[i].saturating_sub(b[i])))
-    }
-    fn counts(self) -> Counts {
-        let cap = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        Counts {
-            total: cap(self.total),
-            failed: cap(self.failed.min(self.total)),
-            slow: cap(self.slow.min(self.total)),
-        }
-    }
-    fn rates(self) -> Rates {
-        let share = |n: u64| n.min(self.total) as f64 / self.total.max(1) as f64;
-        Rates {
-            calls: self.total,
-            failed: share(self.failed),
-            slow: share(self.slow),
-        }
-    }
-}
-
-/// Calls counted by a few threads, on a line of their own.
+/// Calls that one lane's threads counted.
 #[derive(Debug)]
-#[repr(align(64))]
-struct Lane {
-    /// Calls in windows, by bank.
-    counted: [AtomicU64; BANKS as usize],
+struct Counted {
+    /// In windows, by bank.
+    banks: [AtomicU64; BANKS as usize],
     /// Successes that no window counted: of probes, of a disabled circuit, of stragglers.
     uncounted: AtomicU64,
 }
 
+/// What a window says in the place of a bucket's end, if it is over calls or fading.
+const CALLS: u64 = NO_TIME;
+const FADING: u64 = NO_TIME + 1;
+
+/// Bits of [`Window::shapes`] in [`Window::spotless`].
+const SHAPE_BITS: u32 = 16;
+
+/// The last calls, in the bank of one epoch.
 #[derive(Debug)]
-enum Shape {
-    Time(TimeRing),
-    Count(u64, CountRing),
-    Ema(u64, Ema),
+struct Calls {
+    bank: u64,
+    ring: CountRing,
 }
 
 /// The window of one circuit.
 #[derive(Debug)]
 pub(super) struct Window {
-    /// End of the newest bucket; 0 before the first call, so that it looks. Windows that are not
-    /// over time say [`NO_TIME`].
-    end: AtomicU64,
-    back: AtomicU64,
-    /// The sums when the window of the newest bucket began: right as long as `end` is the same
-    /// before and after they are read.
-    begin: [AtomicU64; 4],
+    /// The window if it is over time; which kind it is otherwise.
+    time: Sliding<4>,
     bad: AtomicU64,
+    /// How often the window has begun anew or changed its shape.
+    shapes: AtomicU64,
+    /// `bad (48 bits) | shapes (16 bits)` when a window over calls was last seen without anything
+    /// bad in it. It still is if neither has changed: whatever is bad is put into the window first
+    /// and then counted in `bad`.
+    spotless: AtomicU64,
     /// The end and the bad of the last judgement that found the circuit well. As long as neither
     /// has changed, more good calls can only make it better.
     well: [AtomicU64; 2],
     bank: AtomicU64,
     failed: [AtomicU64; BANKS as usize],
     slow: [AtomicU64; BANKS as usize],
-    shape: ArcSwap<Shape>,
-    writer: Mutex<()>,
-    lanes: [Lane; LANES],
+    /// What had been counted when the window began, if it is over calls or fading.
+    begun: [AtomicU64; BANKS as usize],
+    calls: ArcSwapOption<Calls>,
+    fading: Ema,
+    lanes: Lanes<Counted>,
 }
 
-const NO_TIME: u64 = u64::MAX;
+fn zeros<const N: usize>() -> [AtomicU64; N] {
+    std::array::from_fn(|_| AtomicU64::new(0))
+}
+
+fn at(bank: u64) -> usize {
+    (bank % BANKS) as usize
+}
 
 impl Window {
     pub(super) fn new(config: WindowConfig, buckets: u32) -> Self {
-        let zeros = || std::array::from_fn(|_| AtomicU64::new(0));
-        let shape = Shape::new(config, buckets, 0, Sums::default());
-        Self {
-            end: AtomicU64::new(shape.end()),
-            back: AtomicU64::new(0),
-            begin: zeros(),
+        let (span, buckets) = match config {
+            WindowConfig::Time(span) => (nanos(span.0), buckets),
+            // None that anybody sees.
+            WindowConfig::Calls(_) | WindowConfig::Fading(_) => (1, 1),
+        };
+        let window = Self {
+            time: Sliding::new(span, buckets),
             bad: AtomicU64::new(0),
-            well: std::array::from_fn(|_| AtomicU64::new(0)),
+            shapes: AtomicU64::new(0),
+            spotless: AtomicU64::new(u64::MAX),
+            well: zeros(),
             bank: AtomicU64::new(0),
             failed: zeros(),
             slow: zeros(),
-            shape: ArcSwap::from_pointee(shape),
-            writer: Mutex::new(()),
-            lanes: std::array::from_fn(|_| Lane {
-                counted: zeros(),
+            begun: zeros(),
+            calls: ArcSwapOption::empty(),
+            fading: Ema::new(1),
+            lanes: Lanes::new(|| Counted {
+                banks: zeros(),
                 uncounted: AtomicU64::new(0),
             }),
-        }
+        };
+        window.begin(config, buckets, 0);
+        window
     }
 
-    /// Counts one call of `bank`. Returns what the window holds now, unless that cannot reach a
-    /// threshold: nothing bad is in it, or nothing but good calls has come since it was well.
+    /// Counts one good call of `bank`. Returns what the window holds now, unless that cannot reach
+    /// a threshold: nothing bad is in it, or nothing but good calls has come since it was well.
+    #[inline]
+    pub(super) fn record_good(&self, lane: Lane, bank: u64, now: Tick) -> Option<Judged> {
+        let end = self.turn(now);
+        lane.add(&self.lanes.of(lane).banks[at(bank)], 1);
+        let spotless = if end < NO_TIME {
+            self.bad.load(Ordering::Acquire) == self.time.begin(BAD)
+        } else {
+            let shape = self.shapes.load(Ordering::Acquire);
+            self.stamp(shape) == self.spotless.load(Ordering::Relaxed)
+        };
+        if spotless {
+            return None;
+        }
+        self.record_among_bad(end, bank, now)
+    }
+
+    fn turn(&self, now: Tick) -> u64 {
+        self.time
+            .turn(now, || self.sums(self.bank.load(Ordering::Acquire)))
+    }
+
+    fn stamp(&self, shape: u64) -> u64 {
+        self.bad.load(Ordering::Acquire) << SHAPE_BITS | shape & ((1 << SHAPE_BITS) - 1)
+    }
+
+    /// A good call in a window with something bad in it.
+    #[inline(never)]
+    fn record_among_bad(&self, end: u64, bank: u64, now: Tick) -> Option<Judged> {
+        if end >= NO_TIME {
+            return self.record_over_calls(end, bank, Sample::GOOD);
+        }
+        let bad = self.bad.load(Ordering::Acquire);
+        let [well_end, well_bad] = &self.well;
+        let well = end != 0
+            && end == well_end.load(Ordering::Relaxed)
+            && bad == well_bad.load(Ordering::Relaxed);
+        (!well).then(|| self.weigh(bank, now, end, bad))
+    }
+
+    /// Counts any call of `bank`, as [`record_good`](Self::record_good) does a good one.
     pub(super) fn record(
         &self,
-        lane: usize,
+        lane: Lane,
         bank: u64,
         now: Tick,
         sample: Sample,
     ) -> Option<Judged> {
-        let mut end = self.end.load(Ordering::Acquire);
-        if end != NO_TIME && (now.0 >= end || now.0 < self.back.load(Ordering::Relaxed)) {
-            self.advance(now);
-            end = self.end.load(Ordering::Acquire);
+        if !sample.is_bad() {
+            return self.record_good(lane, bank, now);
         }
-        let at = (bank % BANKS) as usize;
-        self.lanes[lane].counted[at].fetch_add(1, Ordering::AcqRel);
+        let end = self.turn(now);
+        lane.add(&self.lanes.of(lane).banks[at(bank)], 1);
         if sample.failed {
-            self.failed[at].fetch_add(1, Ordering::AcqRel);
+            self.failed[at(bank)].fetch_add(1, Ordering::AcqRel);
         }
         if sample.slow {
-            self.slow[at].fetch_add(1, Ordering::AcqRel);
+            self.slow[at(bank)].fetch_add(1, Ordering::AcqRel);
         }
-        if end == NO_TIME {
-            return self.record_calls(bank, sample);
+        if end >= NO_TIME {
+            let judged = self.record_over_calls(end, bank, sample);
+            self.bad.fetch_add(1, Ordering::AcqRel);
+            return judged;
         }
-        let bad = if sample.failed || sample.slow {
-            self.bad.fetch_add(1, Ordering::AcqRel) + 1
-        } else {
-            let bad = self.bad.load(Ordering::Acquire);
-            let none = bad == self.begin[3].load(Ordering::Relaxed);
-            let [well_end, well_bad] = &self.well;
-            let well = || {
-                end != 0
-                    && end == well_end.load(Ordering::Relaxed)
-                    && bad == well_bad.load(Ordering::Relaxed)
-            };
-            if none || well() {
-                return None;
-            }
-            bad
-        };
+        let bad = self.bad.fetch_add(1, Ordering::AcqRel) + 1;
         Some(self.weigh(bank, now, end, bad))
     }
 
     /// Adds up what the window of the bucket that lasts until `end` holds.
     #[inline(never)]
     fn weigh(&self, bank: u64, now: Tick, end: u64, bad: u64) -> Judged {
-        let begin = std::array::from_fn(|i| self.begin[i].load(Ordering::Acquire));
-        // 0: somebody is just changing it.
-        let held = if end != 0 && self.end.load(Ordering::Acquire) == end {
-            self.sums(bank).less(Sums::from_array(begin))
-        } else {
-            self.held(now, bank)
-        };
+        let held = self.time.held_at(end, now, || self.sums(bank));
         Judged {
-            rates: held.rates(),
+            rates: Sums::from_array(held).rates(),
             end,
             bad,
         }
     }
 
-    /// The same where the window is over calls.
-    #[inline(never)]
-    fn record_calls(&self, bank: u64, sample: Sample) -> Option<Judged> {
-        let rates = match &**self.shape.load() {
-            Shape::Count(era, ring) if *era == bank => {
-                ring.record(sample);
-                (!ring.is_spotless()).then(|| Sums::from(ring.counts()).rates())
-            }
-            Shape::Ema(era, ema) if *era == bank => {
-                ema.record(sample);
-                Some(ema.rates())
-            }
-            // A straggler, or a window that has just changed its kind.
-            Shape::Count(..) | Shape::Ema(..) | Shape::Time(_) => None,
+    /// Puts one call into a window over calls. `None` if nothing bad is in it.
+    fn record_over_calls(&self, end: u64, bank: u64, sample: Sample) -> Option<Judged> {
+        // Before the window is looked at: what has changed meanwhile makes it void.
+        let stamp = self.stamp(self.shapes.load(Ordering::Acquire));
+        let (rates, spotless) = if end == CALLS {
+            let calls = self.calls.load();
+            // Otherwise a straggler, or a window that has just changed its kind.
+            let ring = calls.as_ref().filter(|calls| calls.bank == bank)?;
+            ring.ring.record(sample);
+            let counts = ring.ring.counts(self.since_begun(bank));
+            (Sums::from(counts).rates(), ring.ring.is_spotless())
+        } else {
+            let (failed, slow) = self.fading.record(at(bank), sample);
+            let rates = Rates {
+                calls: self.since_begun(bank),
+                failed: f64::from(failed),
+                slow: f64::from(slow),
+            };
+            (rates, failed <= 0.0 && slow <= 0.0)
         };
-        rates.map(|rates| Judged {
-            rates,
-            end: NO_TIME,
-            bad: 0,
-        })
+        if spotless {
+            self.spotless.store(stamp, Ordering::Relaxed);
+            return None;
+        }
+        Some(Judged { rates, end, bad: 0 })
     }
 
     /// What was judged is well, with enough calls to say so.
     pub(super) fn is_well(&self, judged: Judged) {
-        if judged.end != NO_TIME {
+        if judged.end < NO_TIME {
             let [well_end, well_bad] = &self.well;
             well_end.store(judged.end, Ordering::Relaxed);
             well_bad.store(judged.bad, Ordering::Relaxed);
@@ -280,150 +240,127 @@ impl Window {
         self.well[0].store(0, Ordering::Relaxed);
     }
 
-    #[cold]
-    fn advance(&self, now: Tick) {
-        // Somebody else at it: this call counts in the bucket that is just ending.
-        let Some(_writer) = self.writer.try_lock() else {
-            return;
-        };
-        if let Shape::Time(ring) = &**self.shape.load() {
-            let bounds = ring.advance(now, self.sums(self.bank.load(Ordering::Acquire)));
-            self.publish(bounds);
-        }
-    }
-
-    fn publish(&self, bounds: time::Bounds) {
-        // Changed first and last, so that a reader sees that it was being changed.
-        self.end.store(0, Ordering::Release);
-        self.back.store(bounds.back, Ordering::Relaxed);
-        for (word, sum) in self.begin.iter().zip(bounds.begin.to_array()) {
-            word.store(sum, Ordering::Release);
-        }
-        self.end
-            .store(bounds.end.min(NO_TIME - 1), Ordering::Release);
-    }
-
-    fn held(&self, now: Tick, bank: u64) -> Sums {
-        match &**self.shape.load() {
-            Shape::Time(ring) => ring.held(now, || self.sums(bank)),
-            Shape::Count(_, ring) => ring.counts().into(),
-            Shape::Ema(_, ema) => ema.counts().into(),
-        }
-    }
-
-    fn sums(&self, bank: u64) -> Sums {
-        let at = (bank % BANKS) as usize;
-        Sums {
-            total: self
-                .lanes
-                .iter()
-                .map(|lane| lane.counted[at].load(Ordering::Acquire))
-                .sum(),
+    fn sums(&self, bank: u64) -> [u64; 4] {
+        let at = at(bank);
+        let sums = Sums {
+            total: self.lanes.sum(|lane| &lane.banks[at]),
             failed: self.failed[at].load(Ordering::Acquire),
             slow: self.slow[at].load(Ordering::Acquire),
             bad: self.bad.load(Ordering::Acquire),
-        }
+        };
+        sums.to_array()
+    }
+
+    /// Calls of `bank` since its window began, where that is not over time.
+    fn since_begun(&self, bank: u64) -> u64 {
+        let begun = self.begun[at(bank)].load(Ordering::Acquire);
+        let [total, ..] = self.sums(bank);
+        total.saturating_sub(begun)
     }
 
     /// Begins to count afresh, in `bank`.
     pub(super) fn restart(&self, bank: u64) {
-        let _writer = self.writer.lock();
+        let change = self.time.change();
         self.bank.store(bank, Ordering::Release);
-        let shape = self.shape.load_full();
-        match &*shape {
-            Shape::Time(ring) => {
-                ring.forget(self.sums(bank));
-                self.publish(ring.current());
+        let sums = self.sums(bank);
+        self.begun[at(bank)].store(sums[0], Ordering::Release);
+        match self.time.end() {
+            CALLS => {
+                let size = self
+                    .calls
+                    .load()
+                    .as_ref()
+                    .map_or(1, |calls| calls.ring.size());
+                self.set_calls(bank, CountRing::new(size));
             }
-            Shape::Count(_, ring) => {
-                self.shape.store(std::sync::Arc::new(Shape::Count(
-                    bank,
-                    CountRing::new(ring.size()),
-                )));
+            FADING => self.fading.forget(at(bank)),
+            _ => change.forget(sums),
+        }
+        self.shapes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn set_calls(&self, bank: u64, ring: CountRing) {
+        self.calls
+            .store(Some(std::sync::Arc::new(Calls { bank, ring })));
+    }
+
+    /// Begins with another shape that knows nothing yet.
+    fn begin(&self, config: WindowConfig, buckets: u32, bank: u64) {
+        let change = self.time.change();
+        let sums = self.sums(bank);
+        self.begun[at(bank)].store(sums[0], Ordering::Release);
+        match config {
+            WindowConfig::Time(span) => change.replace(nanos(span.0), buckets, sums),
+            WindowConfig::Calls(size) => {
+                self.set_calls(bank, CountRing::new(size));
+                change.halt(CALLS);
             }
-            Shape::Ema(_, ema) => {
-                self.shape
-                    .store(std::sync::Arc::new(Shape::Ema(bank, Ema::new(ema.span()))));
+            WindowConfig::Fading(span) => {
+                self.fading.set_span(span);
+                self.fading.forget(at(bank));
+                change.halt(FADING);
             }
         }
+        self.shapes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Takes another shape, with what the old one knew where that can be told in the new.
     pub(super) fn reshape(&self, config: WindowConfig, buckets: u32) {
-        let _writer = self.writer.lock();
         let bank = self.bank.load(Ordering::Acquire);
-        let sums = self.sums(bank);
-        let shape = match (&*self.shape.load_full(), config) {
-            (Shape::Time(old), WindowConfig::Time(span)) => {
-                Shape::Time(old.reshaped(nanos(span.0), buckets, sums))
+        match (self.time.end(), config) {
+            (CALLS, WindowConfig::Calls(size)) => self.resize(bank, size),
+            (FADING, WindowConfig::Fading(span)) => self.fading.set_span(span),
+            (0..NO_TIME, WindowConfig::Time(span)) => {
+                let change = self.time.change();
+                change.reshape(nanos(span.0), buckets, self.sums(bank));
             }
-            (Shape::Count(_, old), WindowConfig::Calls(size)) => {
-                Shape::Count(bank, old.resized(size))
-            }
-            (Shape::Ema(_, old), WindowConfig::Fading(span)) => {
-                Shape::Ema(bank, old.respanned(span))
-            }
-            _ => Shape::new(config, buckets, bank, sums),
-        };
-        let bounds = match &shape {
-            Shape::Time(ring) => Some(ring.current()),
-            Shape::Count(..) | Shape::Ema(..) => None,
-        };
-        self.shape.store(std::sync::Arc::new(shape));
-        match bounds {
-            Some(bounds) => self.publish(bounds),
-            None => self.end.store(NO_TIME, Ordering::Release),
+            _ => self.begin(config, buckets, bank),
         }
+    }
+
+    /// Another size, and as many of the latest outcomes as fit.
+    fn resize(&self, bank: u64, size: u32) {
+        let _change = self.time.change();
+        if let Some(old) = self.calls.load_full() {
+            let remembered = self.since_begun(bank).min(old.ring.size().min(size).into());
+            let [total, ..] = self.sums(bank);
+            let ring = old.ring.resized(size);
+            self.begun[at(bank)].store(total - remembered, Ordering::Release);
+            self.set_calls(bank, ring);
+        }
+        self.shapes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// What the window holds at `now`. Takes no lock and changes nothing.
     pub(super) fn counts(&self, now: Tick) -> Counts {
-        self.held(now, self.bank.load(Ordering::Acquire)).counts()
+        let bank = self.bank.load(Ordering::Acquire);
+        match self.time.end() {
+            CALLS => match self.calls.load().as_ref() {
+                Some(calls) => calls.ring.counts(self.since_begun(bank)),
+                None => Counts::default(),
+            },
+            FADING => self.fading.counts(at(bank), self.since_begun(bank)),
+            _ => Sums::from_array(self.time.held(now, || self.sums(bank))).counts(),
+        }
     }
 
     /// A success that is none of the window's business.
-    pub(super) fn pass_by(&self, lane: usize) {
-        self.lanes[lane].uncounted.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn pass_by(&self, lane: Lane) {
+        lane.add(&self.lanes.of(lane).uncounted, 1);
     }
 
     /// Successes ever passed by.
     pub(super) fn passed_by(&self) -> u64 {
-        let of = |lane: &Lane| lane.uncounted.load(Ordering::Relaxed);
-        self.lanes.iter().map(of).sum()
+        self.lanes.sum(|lane| &lane.uncounted)
     }
 
     /// Calls ever counted, in all banks.
     pub(super) fn recorded(&self) -> u64 {
-        let of =
-            |lane: &Lane| -> u64 { lane.counted.iter().map(|n| n.load(Ordering::Relaxed)).sum() };
-        self.lanes.iter().map(of).sum()
+        (0..BANKS as usize)
+            .map(|at| self.lanes.sum(|lane| &lane.banks[at]))
+            .sum()
     }
 }
 
-impl From<Counts> for Sums {
-    fn from(counts: Counts) -> Self {
-        Self {
-            total: counts.total.into(),
-            failed: counts.failed.into(),
-            slow: counts.slow.into(),
-            bad: 0,
-        }
-    }
-}
-
-impl Shape {
-    fn new(config: WindowConfig, buckets: u32, bank: u64, sums: Sums) -> Self {
-        match config {
-            WindowConfig::Time(span) => Self::Time(TimeRing::new(nanos(span.0), buckets, sums)),
-            WindowConfig::Calls(size) => Self::Count(bank, CountRing::new(size)),
-            WindowConfig::Fading(span) => Self::Ema(bank, Ema::new(span)),
-        }
-    }
-
-    fn end(&self) -> u64 {
-        match self {
-            Self::Time(_) => 0,
-            Self::Count(..) | Self::Ema(..) => NO_TIME,
-        }
-    }
-}
+#[cfg(all(test, loom))]
+mod models;
