@@ -78,8 +78,10 @@ use crate::{
     },
     clock::{Tick, nanos},
     config::PolicyError,
+    lanes::Lane,
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     rng::Rng,
+    shared::{Lent, Shared},
     sync::{AtomicU32, AtomicU64, Mutex, Ordering},
 };
 
@@ -144,7 +146,7 @@ impl Share {
 
 /// A limit on concurrent calls that adapts. Clones share one limit.
 #[derive(Debug, Clone)]
-pub struct AdaptiveLimit(Arc<Core>);
+pub struct AdaptiveLimit(Shared<Core>);
 
 /// One class of calls under an [`AdaptiveLimit`]; see its [module](self). A class that the
 /// configuration no longer names is sure of one call.
@@ -210,7 +212,7 @@ impl AdaptiveLimit {
             rng,
         };
         core.begin(verdict, None, config.window.0, config.min_samples);
-        Ok(Self(Arc::new(core)))
+        Ok(Self(Shared::new(core)))
     }
 
     /// Takes a slot, now or not at all; whoever waits goes first.
@@ -233,7 +235,7 @@ impl AdaptiveLimit {
     fn begun(&self, in_flight: u32, now: Instant, share: Option<Arc<Share>>) -> Permit {
         Permit {
             epoch: self.0.epoch.load(Ordering::Acquire),
-            limit: self.clone(),
+            core: self.0.lend(Lane::here()),
             share,
             started: Tick::at(now),
             in_flight,
@@ -491,7 +493,7 @@ impl Core {
 #[derive(Debug)]
 #[must_use = "a permit that is dropped at once limits nothing"]
 pub struct Permit {
-    limit: AdaptiveLimit,
+    core: Lent<Core>,
     share: Option<Arc<Share>>,
     started: Tick,
     in_flight: u32,
@@ -501,7 +503,7 @@ pub struct Permit {
 impl Permit {
     /// Ends the call with its result.
     pub fn complete(self, outcome: Outcome, now: Instant) {
-        self.limit.0.complete(&self, outcome, Tick::at(now));
+        self.core.complete(&self, outcome, Tick::at(now));
     }
 }
 
@@ -510,7 +512,7 @@ impl Drop for Permit {
         if let Some(share) = &self.share {
             share.give_back();
         }
-        self.limit.0.slots.give_back();
+        self.core.slots.give_back();
     }
 }
 

@@ -10,6 +10,7 @@
 //! its store leaves an older sample there, which no median of dozens notices.
 
 use super::algorithm::Sample;
+use crate::lanes::Line;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 const COUNT_SHIFT: u32 = 48;
@@ -21,7 +22,7 @@ const RING: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct Sampler {
-    word: AtomicU64,
+    word: Line<AtomicU64>,
     dropped: AtomicU32,
     in_flight: AtomicU32,
     ring: Box<[AtomicU64]>,
@@ -30,7 +31,7 @@ pub(super) struct Sampler {
 impl Sampler {
     pub(super) fn new() -> Self {
         Self {
-            word: AtomicU64::new(0),
+            word: Line(AtomicU64::new(0)),
             dropped: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             ring: (0..RING).map(|_| AtomicU64::new(0)).collect(),

@@ -44,7 +44,9 @@ pub use self::{
 };
 use crate::{
     config::PolicyError,
+    lanes::Lane,
     outcome::{Policy, Reason, Rejected},
+    shared::{Lent, Shared},
     sync::{AtomicU64, Ordering},
 };
 
@@ -91,7 +93,7 @@ struct Core {
 /// assert!(bulkhead.try_acquire().is_ok());
 /// ```
 #[derive(Debug, Clone)]
-pub struct Bulkhead(Arc<Core>);
+pub struct Bulkhead(Shared<Core>);
 
 /// What a bulkhead is doing, read without a lock but for `newest_first`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +131,7 @@ impl Bulkhead {
     }
 
     fn build(limit: u32, rules: Rules) -> Self {
-        Self(Arc::new(Core {
+        Self(Shared::new(Core {
             slots: Slots::new(limit),
             rules: ArcSwap::from_pointee(rules),
             refused: Refusals::default(),
@@ -142,10 +144,15 @@ impl Bulkhead {
     /// [`Rejected`] with [`Reason::Full`] if every slot is taken.
     pub fn try_acquire(&self) -> Result<Permit, Rejected> {
         if self.0.slots.try_take().is_some() {
-            return Ok(Permit(self.clone()));
+            return Ok(self.taken());
         }
         self.0.refused.count(Reason::Full);
         Err(Rejected::new(Policy::Bulkhead, Reason::Full))
+    }
+
+    /// The permit of a slot that has been taken.
+    fn taken(&self) -> Permit {
+        Permit(self.0.lend(Lane::here()))
     }
 
     /// Calls under way.
@@ -202,7 +209,7 @@ impl Queued for Bulkhead {
     /// is full too.
     fn acquire(&self, now: Instant) -> Result<Entry<Self>, Rejected> {
         if self.0.slots.try_take().is_some() {
-            return Ok(Entry::Admitted(Permit(self.clone())));
+            return Ok(Entry::Admitted(self.taken()));
         }
         slots::enter(self, &self.0.rules.load(), now)
     }
@@ -214,7 +221,7 @@ impl Queued for Bulkhead {
     }
 
     fn permit(&self, _: Instant) -> Permit {
-        Permit(self.clone())
+        self.taken()
     }
 
     fn refused(&self, reason: Reason) {
@@ -225,11 +232,11 @@ impl Queued for Bulkhead {
 /// A slot; dropping it gives it back, or on to whoever waits.
 #[derive(Debug)]
 #[must_use = "a slot that is dropped at once limits nothing"]
-pub struct Permit(Bulkhead);
+pub struct Permit(Lent<Core>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.0.slots.give_back();
+        self.0.slots.give_back();
     }
 }
 

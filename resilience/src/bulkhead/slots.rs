@@ -17,6 +17,7 @@ use std::{
 use super::queue::{Fate, Order, Queue, Ticket};
 use crate::{
     clock::{Tick, nanos},
+    lanes::Line,
     outcome::{Policy, Reason, Rejected},
     sync::{AtomicU32, AtomicU64, Mutex, Ordering},
 };
@@ -59,7 +60,7 @@ fn waiting(state: u64) -> u32 {
 /// The word and the queue; opaque outside.
 #[derive(Debug)]
 pub struct Slots {
-    state: AtomicU64,
+    state: Line<AtomicU64>,
     limit: AtomicU32,
     /// `waiting` in `state` changes only under this lock, and equals the queue's own count.
     queue: Mutex<Queue>,
@@ -68,7 +69,7 @@ pub struct Slots {
 impl Slots {
     pub(crate) fn new(limit: u32) -> Self {
         Self {
-            state: AtomicU64::new(0),
+            state: Line(AtomicU64::new(0)),
             limit: AtomicU32::new(limit),
             queue: Mutex::new(Queue::new()),
         }

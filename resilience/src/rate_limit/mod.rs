@@ -43,6 +43,7 @@ pub use self::keyed::{KeyedRateLimit, KeyedRateLimitConfig};
 use crate::{
     clock::Tick,
     config::Rate,
+    lanes::Line,
     outcome::{Policy, Reason, Rejected},
     sync::{AtomicU64, Mutex, Ordering},
 };
@@ -145,7 +146,7 @@ pub struct Status {
 #[derive(Debug)]
 struct Core {
     live: LiveQuota,
-    word: Word,
+    word: Line<Word>,
 }
 
 /// A rate limiter. Clones share one limit.
@@ -157,7 +158,7 @@ impl RateLimit {
     pub fn new(rate: Rate) -> Self {
         Self(Arc::new(Core {
             live: LiveQuota::new(rate),
-            word: Word::new(),
+            word: Line(Word::new()),
         }))
     }
 

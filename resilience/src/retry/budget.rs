@@ -41,7 +41,6 @@
 
 use std::{
     fmt,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -50,7 +49,9 @@ use http::Extensions;
 use super::window::{Slip, TokenWindow};
 use crate::{
     config::{BudgetSpec, Millis, PolicyError, Ratio, ShareSpec, ensure},
+    lanes::{Lane, Line},
     outcome::{Policy, Reason, Rejected},
+    shared::{Lent, Shared},
     sync::{AtomicU64, Ordering},
 };
 
@@ -77,7 +78,7 @@ struct Core {
     share_ratio: AtomicU64,
     share_min: AtomicU64,
     /// `calls under way (32) | retries and hedges of them under way (32)`.
-    load: AtomicU64,
+    load: Line<AtomicU64>,
     withdrawn: AtomicU64,
     exhausted: AtomicU64,
     capped: AtomicU64,
@@ -85,7 +86,7 @@ struct Core {
 
 /// A retry budget. Clones share one balance.
 #[derive(Clone)]
-pub struct Budget(Arc<Core>);
+pub struct Budget(Shared<Core>);
 
 /// What has been taken and refused so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -140,14 +141,14 @@ impl Budget {
             ttl,
             "\"1s\" to \"60s\"",
         )?;
-        Ok(Self(Arc::new(Core {
+        Ok(Self(Shared::new(Core {
             ttl: ttl.0,
             window: TokenWindow::new(ttl.0),
             ratio: AtomicU64::new(parts(ratio)),
             reserve: AtomicU64::new(reserve),
             share_ratio: AtomicU64::new(parts(share.ratio)),
             share_min: AtomicU64::new(u64::from(share.min)),
-            load: AtomicU64::new(0),
+            load: Line(AtomicU64::new(0)),
             withdrawn: AtomicU64::new(0),
             exhausted: AtomicU64::new(0),
             capped: AtomicU64::new(0),
@@ -159,7 +160,7 @@ impl Budget {
         self.deposit(now);
         self.0.load.fetch_add(CALL, Ordering::Relaxed);
         Logical {
-            core: Arc::clone(&self.0),
+            core: self.0.lend(Lane::here()),
             counts: true,
         }
     }
@@ -168,7 +169,7 @@ impl Budget {
     /// nothing and is not counted again.
     pub fn join(&self) -> Logical {
         Logical {
-            core: Arc::clone(&self.0),
+            core: self.0.lend(Lane::here()),
             counts: false,
         }
     }
@@ -209,7 +210,7 @@ impl Budget {
 
     /// Whether `other` is a clone of this one.
     pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.0.is_same(&other.0)
     }
 
     /// Takes a new ratio, floor and share; what was deposited and withdrawn stays.
@@ -276,7 +277,7 @@ impl Core {
 /// A logical call under way: however many tries it takes, it deposited once.
 #[must_use = "dropped, the call is over"]
 pub struct Logical {
-    core: Arc<Core>,
+    core: Lent<Core>,
     counts: bool,
 }
 
@@ -289,7 +290,7 @@ impl Logical {
     pub fn try_extra(&self, now: Instant) -> Result<Extra, Rejected> {
         self.core.enter()?;
         let mut extra = Extra {
-            core: Arc::clone(&self.core),
+            core: self.core.clone(),
             slip: None,
         };
         // Refused here, dropping `extra` gives its place back.
@@ -325,7 +326,7 @@ impl Counted {
 /// for another, but what it cost stays spent.
 #[must_use = "dropped, the retry no longer counts as under way"]
 pub struct Extra {
-    core: Arc<Core>,
+    core: Lent<Core>,
     slip: Option<Slip>,
 }
 

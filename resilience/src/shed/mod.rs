@@ -53,7 +53,9 @@ use crate::{
     clock::{Tick, nanos},
     config::PolicyError,
     context::priority::Priority,
+    lanes::{Lane, Line},
     outcome::{Policy, Reason, Rejected},
+    shared::{Lent, Shared},
     sync::{AtomicU32, AtomicU64, Mutex, Ordering},
 };
 
@@ -108,11 +110,9 @@ struct Core {
     cursor: AtomicU32,
     /// Requests that came in this window, by level.
     levels: Box<[AtomicU32]>,
-    waits: AtomicU64,
+    waits: Line<AtomicU64>,
     /// Waits of this window that were for nothing.
     gone: AtomicU32,
-    /// Admitted, and neither begun nor gone.
-    waiting: AtomicU32,
     window_ends: AtomicU64,
     /// Waits after which the window closes early.
     samples: AtomicU32,
@@ -145,7 +145,7 @@ struct Control {
 /// # Ok::<_, selvedge_resilience::config::PolicyError>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct Shedder(Arc<Core>);
+pub struct Shedder(Shared<Core>);
 
 /// Gauges and counters, read without a lock.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -170,12 +170,11 @@ impl Shedder {
     /// [`PolicyError`] if the configuration cannot work.
     pub fn new(config: ShedConfig) -> Result<Self, PolicyError> {
         config.validate()?;
-        Ok(Self(Arc::new(Core {
+        Ok(Self(Shared::new(Core {
             cursor: AtomicU32::new(Cursor::ALL.0),
             levels: (0..LEVELS).map(|_| AtomicU32::new(0)).collect(),
-            waits: AtomicU64::new(0),
+            waits: Line(AtomicU64::new(0)),
             gone: AtomicU32::new(0),
-            waiting: AtomicU32::new(0),
             window_ends: AtomicU64::new(0),
             samples: AtomicU32::new(config.samples),
             refused: AtomicU64::new(0),
@@ -210,16 +209,15 @@ impl Shedder {
     ) -> Result<Ticket, Rejected> {
         let (core, tick) = (&self.0, Tick::at(now));
         if tick.0 >= core.window_ends.load(Ordering::Relaxed) {
-            core.close_window(tick);
+            core.close_window(tick, self.0.lent() > 0);
         }
         let level = usize::from(priority.0 >> LEVEL_SHIFT);
         let nth = core.levels[level].fetch_add(1, Ordering::Relaxed);
         if !Cursor(core.cursor.load(Ordering::Relaxed)).passes(level, nth) {
             return Err(core.refuse());
         }
-        core.waiting.fetch_add(1, Ordering::Relaxed);
         Ok(Ticket {
-            core: Some(Arc::clone(core)),
+            core: self.0.lend(Lane::here()),
             arrived: Tick::at(arrived),
         })
     }
@@ -232,7 +230,7 @@ impl Shedder {
         Status {
             cursor: u16::try_from(first).ok().map(Priority),
             share: f64::from(cursor & 0xFFFF) / 65_536.0,
-            waiting: core.waiting.load(Ordering::Relaxed),
+            waiting: u32::try_from(self.0.lent()).unwrap_or(u32::MAX),
             refused: core.refused.load(Ordering::Relaxed),
             overloaded: core.overloaded.load(Ordering::Relaxed),
         }
@@ -260,7 +258,6 @@ impl Core {
 
     /// A request has waited for so long.
     fn waited(&self, wait: Duration, now: Tick) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
         let micros = (nanos(wait) / 1000).min(CLIP);
         let count = self.waits.load(Ordering::Relaxed) >> COUNT_SHIFT;
         if count < ENOUGH {
@@ -270,13 +267,14 @@ impl Core {
         if count + 1 >= u64::from(self.samples.load(Ordering::Relaxed))
             || now.0 >= self.window_ends.load(Ordering::Relaxed)
         {
-            self.close_window(now);
+            // Not stalled: this one has begun, or has left.
+            self.close_window(now, false);
         }
     }
 
-    /// Moves the cursor. Whoever finds another at it goes on.
+    /// Moves the cursor. Whoever finds another at it goes on. `waiting`: somebody does.
     #[cold]
-    fn close_window(&self, now: Tick) {
+    fn close_window(&self, now: Tick, waiting: bool) {
         let Some(mut control) = self.control.try_lock() else {
             return;
         };
@@ -299,7 +297,7 @@ impl Core {
         control.refused = refused;
 
         // One such window may be a request that came just before its end; two are not.
-        let stalled = count == 0 && self.waiting.load(Ordering::Relaxed) > 0;
+        let stalled = count == 0 && waiting;
         let stuck = stalled && control.stalled;
         control.stalled = stalled;
         let late = count > 0 && Duration::from_micros(sum / count) > config.target.0;
@@ -332,34 +330,22 @@ impl Core {
 #[derive(Debug)]
 #[must_use = "a ticket that is dropped at once measures no wait"]
 pub struct Ticket {
-    core: Option<Arc<Core>>,
+    core: Lent<Core>,
     arrived: Tick,
 }
 
 impl Ticket {
     /// Its handler starts.
-    pub fn begun(mut self, now: Instant) {
-        if let Some(core) = self.core.take() {
-            let now = Tick::at(now);
-            core.waited(now.since(self.arrived), now);
-        }
+    pub fn begun(self, now: Instant) {
+        let now = Tick::at(now);
+        self.core.waited(now.since(self.arrived), now);
     }
 
     /// It was refused, timed out or cancelled before its handler started, and has waited all that
     /// time for nothing.
     pub fn gone(self, now: Instant) {
-        if let Some(core) = &self.core {
-            core.gone.fetch_add(1, Ordering::Relaxed);
-        }
+        self.core.gone.fetch_add(1, Ordering::Relaxed);
         self.begun(now);
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if let Some(core) = self.core.take() {
-            core.waiting.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 }
 
