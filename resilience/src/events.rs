@@ -28,19 +28,20 @@
 //! resilience4j's event consumers, without their callbacks; tower-resilience builds a string and
 //! reads the clock for each event whether anybody listens or not.
 
+mod kind;
+
 use std::{
     collections::VecDeque,
     fmt,
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use parking_lot::{Mutex, RwLock};
 
+pub use self::kind::{EventKind, Return};
 use crate::{
-    balance,
-    breaker::{Cause, State},
-    outcome::{Policy, Reason},
+    outcome::Policy,
     sync::{AtomicU64, Ordering},
 };
 
@@ -58,118 +59,6 @@ pub struct Event {
     pub at: Option<Instant>,
     /// What.
     pub kind: EventKind,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum EventKind {
-    /// A circuit changed its state.
-    Transition {
-        /// The state before.
-        from: State,
-        /// The state after; never the same.
-        to: State,
-        /// Why.
-        cause: Cause,
-        /// Time until it probes, if it opened.
-        open_for: Option<Duration>,
-    },
-    /// A circuit that only measures would have opened. Told once, until it has been better.
-    Exceeded {
-        /// Why it would have.
-        cause: Cause,
-    },
-    /// A call was refused.
-    Rejected {
-        /// Why.
-        reason: Reason,
-    },
-    /// A new configuration is in force.
-    Reconfigured {
-        /// How many there have been before it.
-        generation: u64,
-    },
-    /// An endpoint is left out for a time, by its results.
-    Ejected {
-        /// Why.
-        cause: balance::Cause,
-        /// For how long.
-        lasts: Duration,
-    },
-    /// An endpoint that was ejected is so no longer.
-    Returned {
-        /// Why.
-        why: Return,
-    },
-    /// An endpoint's health check says something else than before.
-    Checked {
-        /// Whether it passed.
-        passed: bool,
-    },
-    /// So many endpoints are out that ejections are not believed any more, or they are again.
-    Panic {
-        /// Whether they are not.
-        begun: bool,
-        /// Endpoints that are in.
-        healthy: u32,
-        /// Endpoints in all.
-        all: u32,
-    },
-    /// A policy has begun to refuse calls.
-    RefusalsBegan {
-        /// Why: the reason of most of them.
-        reason: Reason,
-    },
-    /// It has refused none for a while.
-    RefusalsEnded {
-        /// How many it refused in between.
-        refused: u64,
-    },
-    /// A limit that finds itself is half of what it was, or less.
-    LimitFell {
-        /// What it was.
-        from: u32,
-        /// What it is.
-        to: u32,
-    },
-    /// A limit that fell is near to what it was, or has been where it is for long.
-    LimitSettled {
-        /// What it was at its fall.
-        from: u32,
-        /// What it is.
-        to: u32,
-    },
-}
-
-/// Why an endpoint is no longer ejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Return {
-    /// Its time was over.
-    TimeOver,
-    /// Its health check passed.
-    CheckPassed,
-    /// It is no longer among those that are called.
-    Left,
-}
-
-impl Return {
-    /// A stable, lower-case name for metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TimeOver => "time_over",
-            Self::CheckPassed => "check_passed",
-            Self::Left => "left",
-        }
-    }
-}
-
-impl EventKind {
-    /// Whether it changed something for the calls that follow; a single refusal did not.
-    pub fn is_change(&self) -> bool {
-        !matches!(self, Self::Rejected { .. })
-    }
 }
 
 /// Where cores put their events, and subscribers find them. Clones are the same hub.
@@ -332,6 +221,7 @@ impl fmt::Debug for Subscription {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::outcome::Reason;
 
     fn event() -> Event {
         Event {
