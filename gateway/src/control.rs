@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use axum::{
     Json, Router,
     body::Body,
-    http::{StatusCode, header},
+    extract::Query,
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -114,7 +115,8 @@ impl Running {
         };
         let (watch, drain_limit) = (config.process.watch, config.process.drain);
         let admin_config = config.admin.clone();
-        let hystrix = parts.metrics.clone();
+        let metrics = parts.metrics.clone();
+        tokio::spawn(metrics.clone().keep_time());
         let reloader = Reloader::start(
             parts.path.as_deref(),
             config,
@@ -128,7 +130,7 @@ impl Running {
         let router = parts.admin.router(
             &admin_config,
             move || in_force.lock().to_json(),
-            extra(parts.snapshot, ask, hystrix),
+            extra(parts.snapshot, ask, metrics),
         );
         tokio::spawn(Admin::serve(
             parts.admin_listener,
@@ -225,13 +227,21 @@ async fn next(interval: &mut Option<Interval>) {
     }
 }
 
+/// A query's parameters, as they are written.
+type Pairs = Query<Vec<(String, String)>>;
+
 /// What the gateway's admin port has beside every node's.
-fn extra(snapshot: Arc<ArcSwap<Snapshot>>, ask: Ask, hystrix: ProxyMetrics) -> Router {
+fn extra(snapshot: Arc<ArcSwap<Snapshot>>, ask: Ask, metrics: ProxyMetrics) -> Router {
     let clusters = get(move || async move { Json(snapshot.load().clusters()) });
-    let stream = move || async move { hystrix.hystrix_stream().map(Body::new) };
+    let events = metrics.clone();
+    let events = move |Query(query): Pairs, headers: HeaderMap| async move {
+        events.events(query, &headers).map(Body::new)
+    };
+    let stream = move || async move { metrics.hystrix_stream().map(Body::new) };
     let reload = post(move || async move { reload(&ask).await });
     Router::new()
         .route("/clusters", clusters)
+        .route("/events", get(events))
         .route("/hystrix.stream", get(stream))
         .route("/reload", reload)
 }

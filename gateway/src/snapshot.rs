@@ -77,7 +77,8 @@ impl Snapshot {
                 kept.0.reconfigure(config.clone())?;
                 kept.clone()
             } else {
-                let inbound = Inbound::named(name.as_str(), config.clone())?;
+                let inbound =
+                    Inbound::with_events(name.as_str(), config.clone(), metrics.listener_events())?;
                 let listed = metrics.listener(name, &inbound);
                 (inbound, listed)
             };

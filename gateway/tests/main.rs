@@ -2,10 +2,13 @@
 
 #[path = "../../sidecar/proxy/tests/dashboard.rs"]
 mod dashboard;
+mod events;
 mod hystrix;
 mod limits;
 mod policies;
 mod process;
+#[path = "../../sidecar/proxy/tests/reader.rs"]
+mod reader;
 mod reload;
 mod routing;
 mod shipped;

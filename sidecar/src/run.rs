@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
-use axum::{Json, Router, body::Body, routing::get};
+use axum::{Json, Router, body::Body, extract::Query, http::HeaderMap, routing::get};
 use selvedge_proxy::{AccessLog, ProxyMetrics, Worker};
 use selvedge_registry::{
     Instance, InstanceId, InstanceStatus,
@@ -36,6 +36,9 @@ use crate::{
     port::{Port, spawn_worker},
     probe::probe,
 };
+
+/// A query's parameters, as they are written.
+type Pairs = Query<Vec<(String, String)>>;
 
 /// How the sidecar names itself in `Via` and `Proxy-Status`.
 const NODE: &str = "selvedge-sidecar";
@@ -187,7 +190,10 @@ impl Sidecar {
             let app = inbound.as_ref().map(|port| port.door().app().status());
             Json(serde_json::json!({ "inbound": app, "outbound": outbound.door().status() }))
         };
-        let hystrix = self.metrics.clone();
+        let (events, hystrix) = (self.metrics.clone(), self.metrics.clone());
+        let events = move |Query(query): Pairs, headers: HeaderMap| async move {
+            events.events(query, &headers).map(Body::new)
+        };
         let stream = move || async move { hystrix.hystrix_stream().map(Body::new) };
         let dump = crate::dump::dump(&self.config);
         let router = self.admin.router(
@@ -195,8 +201,10 @@ impl Sidecar {
             move || dump.clone(),
             Router::new()
                 .route("/clusters", get(clusters))
+                .route("/events", get(events))
                 .route("/hystrix.stream", get(stream)),
         );
+        tokio::spawn(self.metrics.clone().keep_time());
         tokio::spawn(Admin::serve(listener, router, std::future::pending()));
         Ok(())
     }

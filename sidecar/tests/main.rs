@@ -3,9 +3,12 @@
 mod app;
 #[path = "../proxy/tests/dashboard.rs"]
 mod dashboard;
+mod events;
 mod hystrix;
 mod mesh;
 mod policies;
 mod process;
+#[path = "../proxy/tests/reader.rs"]
+mod reader;
 mod shipped;
 mod support;

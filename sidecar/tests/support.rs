@@ -169,11 +169,16 @@ impl Registry {
 
     /// Registers an app that has no sidecar.
     pub(crate) fn register(&self, service: &str, app: &App) -> Registration {
+        self.register_at(service, &format!("{service}-plain"), app.addr)
+    }
+
+    /// Registers whatever is at `addr`.
+    pub(crate) fn register_at(&self, service: &str, id: &str, addr: SocketAddr) -> Registration {
         let _there = self.runtime.enter();
         let client = RegistryClient::builder([self.server.shared().http.to_string()]).spawn();
         let service = ServiceName::new(service).expect("a name");
-        let id = InstanceId::new(format!("{service}-plain")).expect("an id");
-        let mut registration = client.register(Instance::new(service, id, app.addr));
+        let id = InstanceId::new(id).expect("an id");
+        let mut registration = client.register(Instance::new(service, id, addr));
         self.runtime.block_on(registration.registered());
         registration
     }

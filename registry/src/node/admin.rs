@@ -6,7 +6,7 @@
 //! | `/readyz` | 200 when it should get traffic, else 503 and what it waits for |
 //! | `/metrics` | Prometheus text |
 //! | `/config_dump` | the configuration in force, secrets as `***` |
-//! | what else the process adds | `/clusters`, `/hystrix.stream`, `/reload`, … |
+//! | what else the process adds | `/clusters`, `/events`, `/hystrix.stream`, `/reload`, … |
 //!
 //! On loopback by default. Elsewhere it wants a token, or the process does not start. A `GET`
 //! changes nothing; everything else needs the token, and is refused where none is configured. A

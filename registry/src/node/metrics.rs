@@ -35,6 +35,8 @@ pub enum Name {
     ConnectionsActive,
     /// `selvedge.access_log.dropped`: log lines that found their buffer full.
     AccessLogDropped,
+    /// `selvedge.events.lost`: events of policies that nobody can read.
+    EventsLost,
     /// `selvedge.config.rejected`: configurations that were refused.
     ConfigRejected,
     /// `selvedge.config.reloads`: configurations that were taken.
@@ -101,6 +103,11 @@ impl Name {
             Self::AccessLogDropped => (
                 "selvedge_access_log_dropped",
                 "Access log lines that were dropped",
+                None,
+            ),
+            Self::EventsLost => (
+                "selvedge_events_lost",
+                "Events of policies that came faster than they were collected",
                 None,
             ),
             Self::ConfigRejected => (

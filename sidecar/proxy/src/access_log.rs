@@ -189,7 +189,8 @@ impl Drop for LogBuffer {
     }
 }
 
-fn rfc3339(second: u64) -> String {
+/// A second after 1970, without its fractions and zone.
+pub(crate) fn rfc3339(second: u64) -> String {
     let time = UNIX_EPOCH + Duration::from_secs(second);
     // "Tue, 15 Nov 1994 08:12:31 GMT" has every part; putting them in order is all that is left.
     let date = httpdate::fmt_http_date(time);

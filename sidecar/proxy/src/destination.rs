@@ -50,10 +50,19 @@ struct Enforced {
 }
 
 impl Enforced {
-    fn new(name: &str, policy: TrafficPolicy) -> Result<Self, PolicyError> {
+    fn new(name: &str, policy: TrafficPolicy, metrics: &ProxyMetrics) -> Result<Self, PolicyError> {
+        let inbound = policy.inbound.clone();
         Ok(Self {
-            inbound: Inbound::named(name, policy.inbound.clone())?,
-            stack: Stack::<UpstreamKey>::builder(policy).name(name).build()?,
+            // Elsewhere than before the app nobody asks it, and it has nothing to tell.
+            inbound: if metrics.is_for_app() {
+                Inbound::with_events(name, inbound, metrics.server_events())?
+            } else {
+                Inbound::named(name, inbound)?
+            },
+            stack: Stack::<UpstreamKey>::builder(policy)
+                .name(name)
+                .events(metrics.destination_events())
+                .build_labelled(|key: &UpstreamKey| key.addr.to_string())?,
         })
     }
 
@@ -165,7 +174,7 @@ impl Destination {
         home: &Locality,
         metrics: &ProxyMetrics,
     ) -> Result<Arc<Self>, PolicyError> {
-        let enforced = Enforced::new(name.as_str(), policy)?;
+        let enforced = Enforced::new(name.as_str(), policy, metrics)?;
         enforced.stack.set_locality(balanced(home));
         let source = Mutex::new(Source::follow(&enforced.stack, watch));
         let destination = Arc::new(Self {

@@ -6,10 +6,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Weak},
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
@@ -24,34 +21,11 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::{
     Destination, UpstreamKey,
     observed::{Observed, Side},
+    seats::{SEATS, Seat, Seats},
 };
 
 /// Between two rounds of events. Source: Hystrix's stream servlet.
 const PERIOD: Duration = Duration::from_millis(500);
-/// Subscribers at once. Source: Hystrix `stream.maxConcurrentConnections`.
-const MOST: usize = 5;
-
-/// Who listens.
-#[derive(Debug, Default)]
-pub(crate) struct Subscribers(AtomicUsize);
-
-#[derive(Debug)]
-struct Seat(Arc<Subscribers>);
-
-impl Seat {
-    fn take(of: &Arc<Subscribers>) -> Option<Self> {
-        let more = |taken| (taken < MOST).then_some(taken + 1);
-        let taken =
-            of.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.ok().map(|_| Self(Arc::clone(of)))
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// The body of an event stream; ends when it is dropped.
 #[derive(Debug)]
@@ -65,9 +39,9 @@ pub struct HystrixStream {
 /// The stream, or why there is none.
 pub type HystrixBody = Either<HystrixStream, Full<Bytes>>;
 
-pub(crate) fn answer(observed: &Arc<Observed>, of: &Arc<Subscribers>) -> Response<HystrixBody> {
+pub(crate) fn answer(observed: &Arc<Observed>, of: &Arc<Seats>) -> Response<HystrixBody> {
     let Some(seat) = Seat::take(of) else {
-        let why = format!("MaxConcurrentConnections reached: {MOST}");
+        let why = format!("MaxConcurrentConnections reached: {SEATS}");
         let mut refusal = Response::new(Either::Right(Full::from(why)));
         *refusal.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         return refusal;

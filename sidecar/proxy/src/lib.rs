@@ -32,6 +32,7 @@ mod clock;
 mod destination;
 mod door;
 mod error;
+mod events;
 mod exchange;
 pub mod hash;
 mod headers;
@@ -40,6 +41,7 @@ mod metrics;
 mod observed;
 pub mod path;
 mod pool;
+mod seats;
 mod serve;
 mod service;
 mod tunnel;
@@ -50,6 +52,7 @@ pub use self::{
     admit::{Admitted, Limits, admit},
     destination::Destination,
     door::{Door, Refusal, Route, Routed, Rules},
+    events::EventsBody,
     hystrix::{HystrixBody, HystrixStream},
     metrics::{Active, ProxyMetrics, RouteMetrics},
     observed::Listed,

@@ -8,19 +8,21 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use http::{Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::metrics::{
     counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
 };
 use selvedge_registry::node::metrics::{DURATION_BUCKETS, Metrics, Name};
-use selvedge_resilience::{Outcome, Rejected, fallback::Cause, layer::Inbound};
-use tokio::time::Instant;
+use selvedge_resilience::{Outcome, Rejected, events::Events, fallback::Cause, layer::Inbound};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     Destination,
-    hystrix::{self, HystrixBody, Subscribers},
+    events::{self, Chronicle, EventsBody, Origin},
+    hystrix::{self, HystrixBody},
     observed::{Listed, Observed, Side},
+    seats::Seats,
 };
 
 type Labels<const N: usize> = [(&'static str, String); N];
@@ -50,7 +52,8 @@ struct Shared {
     connections: Gauge,
     log_dropped: Counter,
     observed: Arc<Observed>,
-    subscribers: Arc<Subscribers>,
+    dashboards: Arc<Seats>,
+    chronicle: Arc<Chronicle>,
     /// The series of each service; locked when a destination comes or goes.
     services: Mutex<HashMap<Box<str>, Weak<ClientMetrics>>>,
 }
@@ -74,7 +77,8 @@ impl ProxyMetrics {
             connections: metrics.register(Name::ConnectionsActive, Gauge::default()),
             log_dropped: metrics.register(Name::AccessLogDropped, Counter::default()),
             observed,
-            subscribers: Arc::default(),
+            dashboards: Arc::default(),
+            chronicle: Chronicle::new(metrics),
             services: Mutex::default(),
         });
         Self {
@@ -113,7 +117,54 @@ impl ProxyMetrics {
     /// # Panics
     /// Outside a tokio runtime: the body has a timer.
     pub fn hystrix_stream(&self) -> Response<HystrixBody> {
-        hystrix::answer(&self.shared.observed, &self.shared.subscribers)
+        hystrix::answer(&self.shared.observed, &self.shared.dashboards)
+    }
+
+    /// Where what a listener takes on tells what happens to it, so that [`events`](Self::events)
+    /// shows it.
+    pub fn listener_events(&self) -> Events {
+        self.shared.chronicle.hub(Origin::Listener)
+    }
+
+    /// Where what an app takes on tells it.
+    pub(crate) fn server_events(&self) -> Events {
+        self.shared.chronicle.hub(Origin::Server)
+    }
+
+    /// Where destinations tell it.
+    pub(crate) fn destination_events(&self) -> Events {
+        self.shared.chronicle.hub(match self.side {
+            Side::Client => Origin::Client,
+            Side::App => Origin::App,
+        })
+    }
+
+    /// Whether destinations are the app behind this proxy.
+    pub(crate) fn is_for_app(&self) -> bool {
+        self.side == Side::App
+    }
+
+    /// Answers `GET /events` with the parameters `query`: what policies did of late, as a list, or
+    /// as an event stream to whoever accepts one; 503 if five others read streams already.
+    pub fn events(
+        &self,
+        query: impl IntoIterator<Item = (String, String)>,
+        headers: &HeaderMap,
+    ) -> Response<EventsBody> {
+        let query = events::Query::parse(query, headers);
+        events::answer(&self.shared.chronicle, query, headers)
+    }
+
+    /// Does what policies have to do by the clock, and keeps [`events`](Self::events) and the log
+    /// true; never ends. Once a process, where nothing else waits. Cancel-safe.
+    pub async fn keep_time(self) {
+        let mut ticks = interval(events::PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.shared.observed.tick();
+            self.shared.chronicle.collect();
+        }
     }
 
     /// A request that ended at the door.

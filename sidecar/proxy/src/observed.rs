@@ -101,6 +101,27 @@ impl Observed {
         found.collect()
     }
 
+    /// Does what is due by the clock.
+    pub(crate) fn tick(&self) {
+        for ((side, _), entry) in &**self.0.load() {
+            match entry {
+                Entry::Destination(weak) => {
+                    if let Some(it) = weak.upgrade() {
+                        it.stack().tick();
+                        if *side == Some(Side::App) {
+                            it.inbound().tick();
+                        }
+                    }
+                }
+                Entry::Listener(weak) => {
+                    if let Some(it) = weak.upgrade() {
+                        it.inbound.tick();
+                    }
+                }
+            }
+        }
+    }
+
     pub(crate) fn samples(&self, now: Instant, take: &mut TakeSample<'_>) {
         for ((side, _), entry) in &**self.0.load() {
             match entry {
