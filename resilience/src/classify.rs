@@ -84,6 +84,15 @@ impl GrpcCode {
         Some(*Self::ALL.get(number as usize).unwrap_or(&Self::Unknown))
     }
 
+    /// The code in the head of a gRPC answer without a body, which has no trailers to carry it.
+    pub(crate) fn of_head(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
+        if status == StatusCode::OK {
+            Self::find(headers)
+        } else {
+            None
+        }
+    }
+
     /// What a call with this code came to.
     ///
     /// `RESOURCE_EXHAUSTED` is "less, please"; codes that a caller provokes say nothing of the
@@ -106,9 +115,13 @@ impl GrpcCode {
 /// What the head of an answer says of the callee: 5xx is its failure (but 501 and 505, which a
 /// caller provokes), 429 is "less, please", other 4xx are the caller's affair.
 pub fn outcome_of_head(status: StatusCode, headers: &HeaderMap) -> Outcome {
+    outcome_of(status, GrpcCode::of_head(status, headers))
+}
+
+/// The same, of a head that has been read: see [`GrpcCode::of_head`].
+pub(crate) fn outcome_of(status: StatusCode, code: Option<GrpcCode>) -> Outcome {
     match status.as_u16() {
-        // A gRPC answer without a body carries its status in the head ("trailers-only").
-        200 => GrpcCode::find(headers).map_or(Outcome::Success, GrpcCode::outcome),
+        200 => code.map_or(Outcome::Success, GrpcCode::outcome),
         429 => Outcome::RateLimited,
         501 | 505 | 400..=499 => Outcome::Ignored,
         502..=504 => Outcome::Failure(FailureClass::Gateway),

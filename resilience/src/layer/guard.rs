@@ -91,26 +91,6 @@ impl<G: Completes> CallGuard<G> {
         Self(None)
     }
 
-    /// Guards `held` from now on.
-    pub(super) fn put(&mut self, held: G) -> &mut G {
-        self.0.insert(held)
-    }
-
-    /// Guards nothing any more, and ends nothing.
-    pub(super) fn take(&mut self) -> Option<G> {
-        self.0.take()
-    }
-
-    /// What is held, while the call runs.
-    pub(super) fn held(&self) -> Option<&G> {
-        self.0.as_ref()
-    }
-
-    /// The same, to add to it.
-    pub(super) fn held_mut(&mut self) -> Option<&mut G> {
-        self.0.as_mut()
-    }
-
     /// Ends the call. Later ends change nothing.
     pub fn complete(&mut self, outcome: Outcome, retry_after: Option<Duration>) {
         if self.0.is_some() {

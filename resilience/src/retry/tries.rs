@@ -11,7 +11,7 @@ use http::{Extensions, HeaderMap, Method, StatusCode, header};
 
 use super::{RetryConfig, backoff::Backoff};
 use crate::{
-    classify::{Advice, GrpcCode, advice, outcome_of_head, retry_after},
+    classify::{Advice, GrpcCode, advice, outcome_of, retry_after},
     outcome::{FailureClass, Outcome},
     rng::Rng,
 };
@@ -60,22 +60,29 @@ impl RetryConfig {
         headers: &HeaderMap,
         wall: SystemTime,
     ) -> Judgement {
-        let max = self.retry_after_max.0;
+        let code = GrpcCode::of_head(status, headers);
         let by_status = Judgement {
-            worth_a_retry: self.retries_status(status) || self.retries_grpc(status, headers),
-            after: retry_after(status, headers, wall, max),
-            ..Judgement::of(outcome_of_head(status, headers))
+            worth_a_retry: self.retries_status(status) || self.retries_grpc(code),
+            ..Judgement::of(outcome_of(status, code))
         };
-        self.advised(by_status, status, headers)
+        if by_status.outcome == Outcome::Success {
+            // Advice on how to repeat a success is none.
+            return by_status;
+        }
+        let after = retry_after(status, headers, wall, self.retry_after_max.0);
+        self.advised(Judgement { after, ..by_status }, status, headers)
     }
 
     /// Judges the trailers of a gRPC answer whose body was empty; `None` if they say nothing.
     pub fn judge_trailers(&self, trailers: &HeaderMap) -> Option<Judgement> {
-        let outcome = GrpcCode::find(trailers)?.outcome();
+        let code = GrpcCode::find(trailers)?;
         let by_status = Judgement {
-            worth_a_retry: self.retries_grpc(StatusCode::OK, trailers),
-            ..Judgement::of(outcome)
+            worth_a_retry: self.retries_grpc(Some(code)),
+            ..Judgement::of(code.outcome())
         };
+        if by_status.outcome == Outcome::Success {
+            return Some(by_status);
+        }
         Some(self.advised(by_status, StatusCode::OK, trailers))
     }
 
@@ -88,16 +95,11 @@ impl RetryConfig {
         }
     }
 
-    fn retries_grpc(&self, status: StatusCode, headers: &HeaderMap) -> bool {
-        status == StatusCode::OK
-            && GrpcCode::find(headers).is_some_and(|code| self.grpc.contains(&code))
+    fn retries_grpc(&self, code: Option<GrpcCode>) -> bool {
+        code.is_some_and(|code| self.grpc.contains(&code))
     }
 
     fn advised(&self, found: Judgement, status: StatusCode, headers: &HeaderMap) -> Judgement {
-        // Advice on how to repeat a success is none.
-        if found.outcome == Outcome::Success {
-            return found;
-        }
         match advice(status, headers) {
             Advice::None => Judgement {
                 // Finagle: "come again now" is how it says that it refused a call. Unlike a nack it

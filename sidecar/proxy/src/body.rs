@@ -206,10 +206,6 @@ pub(crate) struct ResponseBody {
 }
 
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every body is an upstream's: a box would be an allocation a request"
-)]
 enum Kind {
     /// Our own words.
     Local(Option<Bytes>),

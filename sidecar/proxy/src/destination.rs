@@ -28,7 +28,7 @@ use tokio::task::AbortHandle;
 use crate::{ProxyMetrics, UpstreamKey, metrics::ClientMetrics};
 
 /// What an answer's body holds of the call it belongs to.
-pub(crate) type Held = layer::Held<UpstreamKey>;
+pub(crate) type Held = Box<layer::Held<UpstreamKey>>;
 
 /// A service that requests can be sent to.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! One try: what it must pass, and what its result means.
 
-use http::{Request, Response, header::RETRY_AFTER, request::Parts};
+use http::{Response, header::RETRY_AFTER, request::Parts};
 use tokio::time::Instant;
 
 use super::{Stack, held::Held, hook::HashKey, plan::Plan};
@@ -95,15 +95,14 @@ fn cookie<'a>(all: &'a [u8], name: &str) -> Option<&'a [u8]> {
 
 /// The head for a try that may not be the last. Extensions stay behind: a connection's upgrade can
 /// be handed on only once, with the try that keeps the head itself.
-pub(super) fn copy(head: &Parts) -> Parts {
-    let (mut copy, ()) = Request::new(()).into_parts();
-    copy.method = head.method.clone();
-    copy.uri = head.uri.clone();
-    copy.version = head.version;
-    copy.headers = head.headers.clone();
-    if let Some(hash) = head.extensions.get::<HashKey>() {
+pub(super) fn copy(head: &mut Parts) -> Parts {
+    // Put aside, so that they are not copied to be thrown away.
+    let extensions = std::mem::take(&mut head.extensions);
+    let mut copy = head.clone();
+    if let Some(hash) = extensions.get::<HashKey>() {
         copy.extensions.insert(*hash);
     }
+    head.extensions = extensions;
     copy
 }
 

@@ -64,7 +64,7 @@ impl<K: Key> Stack<K> {
         async move {
             let plan = self.0.plan.load_full();
             let (command, now) = (self.0.commands.begin(), Instant::now());
-            let mut took = Duration::ZERO;
+            let mut took = Took::default();
             let result = match total_deadline(&plan.policy, head.get(), now) {
                 Ok(deadline) => {
                     let time = Time { now, deadline };
@@ -74,10 +74,9 @@ impl<K: Key> Stack<K> {
                         let all = self.coalesced(&plan, asked, transport, request, time, look);
                         Box::pin(all).await
                     } else {
-                        let mut way = UnderWay::begin(&plan, (&mut head, body), time);
-                        let result = self.tried(&plan, transport, &mut way, &mut hook).await;
-                        took = way.took;
-                        result
+                        let request = (&mut head, body);
+                        let mut way = UnderWay::begin(&plan, request, time, &mut took);
+                        self.tried(&plan, transport, &mut way, &mut hook).await
                     }
                 }
                 Err(rejected) => Err(rejected.into()),
@@ -86,14 +85,12 @@ impl<K: Key> Stack<K> {
                 let judge = |answer: &Answer<K, T::Body>| {
                     outcome_of_head(answer.status(), answer.headers())
                 };
-                command.ended(Event::of(&result, judge), took);
+                command.ended(Event::of(&result, judge), took.time());
             }
-            match (&plan.policy.fallback, &plan.instead) {
-                (Some(config), Some(instead)) => {
-                    degrade(result, config, instead, &mut hook, command.as_ref())
-                }
-                _ => result,
+            if let (Some(config), Some(instead)) = (&plan.policy.fallback, &plan.instead) {
+                return degrade(result, config, instead, &mut hook, command.as_ref());
             }
+            result
         }
     }
 
@@ -121,12 +118,10 @@ impl<K: Key> Stack<K> {
                 way.retries.forgive();
                 return Err(rejected.into());
             }
-            let request = way.depart(race.is_some(), hook);
-            let fault = plan.fault(request.headers());
+            let fault = plan.fault(&way.head.get().headers);
             let wait = if race.is_some() || fault.is_some() {
                 // Boxed, because it is rare, and would make every call's future larger.
-                let look = (race, fault, &mut *hook);
-                let slow = self.slowly(plan, transport, way, request, look);
+                let slow = self.slowly(plan, transport, way, (race, fault), &mut *hook);
                 let (result, judgement) = Box::pin(slow).await;
                 match way.next(&judgement, self) {
                     Some(wait) => wait,
@@ -136,6 +131,7 @@ impl<K: Key> Stack<K> {
                 let until = plan.until(way.time);
                 // Made and awaited where it stands: it is the largest future that there is.
                 let result = {
+                    let request = way.depart(false, hook);
                     let mut sent = pin!(transport.send(way.entry.key(), request));
                     let mut over = pin!(None);
                     poll_fn(|cx| poll_until(sent.as_mut(), over.as_mut(), until, cx)).await
@@ -160,14 +156,15 @@ impl<K: Key> Stack<K> {
         plan: &Plan,
         transport: &T,
         way: &mut UnderWay<'_, K, B>,
-        request: Request<ReplayBody<B>>,
-        (race, fault, hook): (Option<Race>, Option<Fault>, &mut H),
+        (race, fault): (Option<Race>, Option<Fault>),
+        hook: &mut H,
     ) -> (Sent<T::Body, T::Error>, Judgement)
     where
         B: Body<Data = Bytes> + Unpin + Send,
         T: Transport<K, B>,
         H: Hook<K>,
     {
+        let request = way.depart(race.is_some(), hook);
         let (Some(race), Some(logical)) = (race, &way.retries.logical) else {
             let sent = send(plan, fault, transport, way.entry.key(), request, way.time);
             let result = sent.await;
@@ -179,7 +176,7 @@ impl<K: Key> Stack<K> {
             plan,
             transport,
             retry: way.retries.config,
-            head: way.head.get(),
+            head: way.head.get_mut(),
             body: &mut way.body,
             failed: &way.failed,
             logical,
@@ -206,6 +203,10 @@ impl Head {
         self.0.as_ref().expect(Self::GONE)
     }
 
+    fn get_mut(&mut self) -> &mut Parts {
+        self.0.as_mut().expect(Self::GONE)
+    }
+
     fn take(&mut self) -> Parts {
         self.0.take().expect(Self::GONE)
     }
@@ -224,12 +225,32 @@ pub(super) struct UnderWay<'a, K: Key, B> {
     /// Where it failed, for the next try to go elsewhere.
     failed: Vec<K>,
     time: Time,
-    /// How long the last try took.
-    pub(super) took: Duration,
+    took: &'a mut Took,
+}
+
+/// When the last try began and ended. Most calls are not asked how long that was.
+#[derive(Default)]
+pub(super) struct Took(Option<(Instant, Instant)>);
+
+impl Took {
+    pub(super) fn new(began: Instant, ended: Instant) -> Self {
+        Self(Some((began, ended)))
+    }
+
+    fn time(&self) -> Duration {
+        self.0.map_or(Duration::ZERO, |(began, ended)| {
+            ended.saturating_duration_since(began)
+        })
+    }
 }
 
 impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
-    pub(super) fn begin(plan: &'a Plan, (head, body): (&'a mut Head, B), time: Time) -> Self {
+    pub(super) fn begin(
+        plan: &'a Plan,
+        (head, body): (&'a mut Head, B),
+        time: Time,
+        took: &'a mut Took,
+    ) -> Self {
         let retries = Retries::new(plan, head.get(), time.now);
         Self {
             body: Replay::new(body, retries.replay()),
@@ -238,7 +259,7 @@ impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
             entry: Entry::new(),
             failed: Vec::new(),
             time,
-            took: Duration::ZERO,
+            took,
         }
     }
 
@@ -246,7 +267,7 @@ impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
     fn depart<H: Hook<K>>(&mut self, race: bool, hook: &mut H) -> Request<ReplayBody<B>> {
         let body = self.body.view().expect("checked before each retry");
         let mut head = if race || !self.retries.is_last() {
-            copy(self.head.get())
+            copy(self.head.get_mut())
         } else {
             self.head.take()
         };
@@ -271,7 +292,7 @@ impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
     /// Looks at the clock: the try under way has ended.
     fn clock(&mut self) -> Instant {
         let began = std::mem::replace(&mut self.time.now, Instant::now());
-        self.took = self.time.now.saturating_duration_since(began);
+        *self.took = Took::new(began, self.time.now);
         began
     }
 

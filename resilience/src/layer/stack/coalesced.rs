@@ -1,6 +1,6 @@
 //! A call that others may be making already.
 
-use std::{future::poll_fn, time::Duration};
+use std::future::poll_fn;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{
     Answer, Hook, Stack,
     attempt::Time,
-    call::{Head, UnderWay},
+    call::{Head, Took, UnderWay},
     plan::Plan,
 };
 use crate::{
@@ -45,7 +45,7 @@ impl<K: Key> Stack<K> {
         transport: &T,
         request: (&mut Head, B),
         mut time: Time,
-        (hook, took): (&mut H, &mut Duration),
+        (hook, took): (&mut H, &mut Took),
     ) -> Result<Answer<K, T::Body>, Error<T::Error>>
     where
         B: Body<Data = Bytes> + Unpin + Send,
@@ -62,7 +62,7 @@ impl<K: Key> Stack<K> {
                     None => Some(turn.await),
                 };
                 let began = std::mem::replace(&mut time.now, Instant::now());
-                *took = time.now.saturating_duration_since(began);
+                *took = Took::new(began, time.now);
                 match turn {
                     None => return Err(Rejected::new(Policy::Deadline, Reason::Elapsed).into()),
                     Some(Turn::Answer(Ok(shared))) => {
@@ -77,9 +77,8 @@ impl<K: Key> Stack<K> {
                 }
             }
         };
-        let mut way = UnderWay::begin(plan, request, time);
+        let mut way = UnderWay::begin(plan, request, time, took);
         let result = self.tried(plan, transport, &mut way, hook).await;
-        *took = way.took;
         match lead {
             Some(lead) => for_all(coalesce, lead, result).await,
             None => result,

@@ -44,66 +44,89 @@ impl<K> Default for Held<K> {
 /// What a call holds of the retry budget: itself under way, and its last retry.
 pub(super) type Paid = (Option<Logical>, Option<Extra>);
 
-impl<K> Completes for Held<K> {
-    fn complete(self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
+impl<K> Held<K> {
+    /// The call has ended. What is held is ended where it stands: it is large.
+    fn end(&mut self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
         if self.pick.is_none() {
             // Some policy has not let it through yet: it has nothing to say about the callee.
             return;
         }
-        Completes::complete(self.throttle, outcome, now, retry_after);
-        Completes::complete(self.breaker, outcome, now, retry_after);
-        Completes::complete(self.bulkhead, outcome, now, retry_after);
-        Completes::complete(self.concurrency, outcome, now, retry_after);
-        Completes::complete(self.pick, outcome, now, retry_after);
+        Completes::complete(self.throttle.take(), outcome, now, retry_after);
+        Completes::complete(self.breaker.take(), outcome, now, retry_after);
+        Completes::complete(self.bulkhead.take(), outcome, now, retry_after);
+        Completes::complete(self.concurrency.take(), outcome, now, retry_after);
+        Completes::complete(self.pick.take(), outcome, now, retry_after);
+    }
+}
+
+impl<K> Completes for Box<Held<K>> {
+    fn complete(mut self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
+        self.end(outcome, now, retry_after);
     }
 }
 
 /// The answer of a stack: its body is the callee's, or one that a fault or a fallback has put in its
-/// place, and holds the call's permits.
-pub type Answer<K, RB> = Response<GuardedBody<EitherBody<RB, FixedBody>, Held<K>>>;
+/// place, and holds the call's permits. They are boxed, because an answer is moved about, and most
+/// that are small have ended their call when it begins.
+pub type Answer<K, RB> = Response<GuardedBody<EitherBody<RB, FixedBody>, Box<Held<K>>>>;
 
-/// A try: what it has acquired so far, and from its last policy on, where it goes.
+/// A try: what it has acquired so far, and from its last policy on, where it goes. Dropped before
+/// its end, it was cancelled.
 ///
-/// It is filled where it stands, because what it holds is large, and moving it costs as much as
-/// acquiring it.
+/// It is filled and ended where it stands, because what it holds is large, and moving it costs as
+/// much as acquiring it.
 #[derive(Debug)]
-pub(super) struct Entry<K>(CallGuard<Held<K>>);
+pub(super) struct Entry<K>(Option<Held<K>>);
 
-impl<K: Key> Entry<K> {
+impl<K> Entry<K> {
     /// A try that holds nothing yet.
     pub(super) fn new() -> Self {
-        Self(CallGuard::none())
+        Self(None)
     }
 
     /// What it holds, to be added to. A try that was before has ended.
     pub(super) fn begin(&mut self) -> &mut Held<K> {
-        self.0.put(Held::default())
+        self.0.insert(Held::default())
     }
 
     /// A policy has refused it: what it has acquired goes back, and says nothing of the callee.
     pub(super) fn refused(&mut self) {
-        drop(self.0.take());
+        self.0 = None;
     }
 
     /// Where it goes.
-    pub(super) fn key(&self) -> &K {
-        let pick = self.0.held().and_then(|held| held.pick.as_ref());
+    pub(super) fn key(&self) -> &K
+    where
+        K: Key,
+    {
+        let pick = self.0.as_ref().and_then(|held| held.pick.as_ref());
         pick.expect("asked only while it is under way").key()
     }
 
     /// It has ended at `now`.
     pub(super) fn end(&mut self, judgement: Judgement, now: tokio::time::Instant) {
-        let failed = judgement.outcome.is_failure();
-        let retry_after = judgement.after.filter(|_| failed);
-        self.0
-            .complete_at(judgement.outcome, now.into_std(), retry_after);
+        if let Some(held) = &mut self.0 {
+            let failed = judgement.outcome.is_failure();
+            let retry_after = judgement.after.filter(|_| failed);
+            held.end(judgement.outcome, now.into_std(), retry_after);
+            self.0 = None;
+        }
     }
 
     /// Hands the permits, and what the call has paid, to the answer's body.
-    pub(super) fn hand_on(&mut self, paid: Paid) -> CallGuard<Held<K>> {
-        if let Some(held) = self.0.held_mut() {
+    pub(super) fn hand_on(&mut self, paid: Paid) -> CallGuard<Box<Held<K>>> {
+        self.0.take().map_or(CallGuard::none(), |mut held| {
             held.paid = Some(paid);
+            CallGuard::new(Box::new(held))
+        })
+    }
+}
+
+impl<K> Drop for Entry<K> {
+    fn drop(&mut self) {
+        if let Some(held) = &mut self.0 {
+            let now = tokio::time::Instant::now().into_std();
+            held.end(Outcome::Cancelled, now, None);
         }
-        std::mem::replace(&mut self.0, CallGuard::none())
     }
 }

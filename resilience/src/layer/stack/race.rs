@@ -50,7 +50,7 @@ pub(super) struct Start<'a, K: Key, B, T> {
     pub plan: &'a Plan,
     pub transport: &'a T,
     pub retry: Option<&'a RetryConfig>,
-    pub head: &'a Parts,
+    pub head: &'a mut Parts,
     pub body: &'a mut Replay<B>,
     pub failed: &'a [K],
     pub logical: &'a Logical,
@@ -196,7 +196,7 @@ impl<K: Key> Stack<K> {
         let now = start.time.now;
         let extra = start.race.send(start.logical, now.into_std()).ok()?;
         let mut entry = Entry::new();
-        let (asks, time) = ((start.head, avoid), &mut start.time);
+        let (asks, time) = ((&*start.head, avoid), &mut start.time);
         let asked = self.admit(start.plan, asks, time, Patience::None, entry.begin());
         if asked.await.is_err() {
             extra.forgive();
