@@ -15,6 +15,7 @@ Examples:
   selvedge --output json services | jq '.services[].name'
   selvedge register orders orders-1 --addr 10.0.0.7:8080 -- ./orders --port 8080
   selvedge policy put orders orders.toml
+  selvedge events --follow http://127.0.0.1:8081 http://127.0.0.1:7002
 
 A token is taken from SELVEDGE_TOKEN or from --token-file, never from the command line, where every
 user of the machine can read it.
@@ -27,7 +28,7 @@ Exit codes:
   4  the registry does not let this client do this
   `register … -- command` exits as the command does; 128 + n if signal n ended it";
 
-/// Asks and operates a registry.
+/// Asks and operates a registry; asks gateways and sidecars what happened.
 #[derive(Debug, Parser)]
 #[command(name = "selvedge", version, after_help = AFTER)]
 pub(crate) struct Cli {
@@ -152,6 +153,8 @@ pub(crate) enum Command {
     /// Policies that the registry publishes to gateways, sidecars and services.
     #[command(subcommand)]
     Policy(Policy),
+    /// What policies did of late at gateways and sidecars: circuits, ejections, what was refused.
+    Events(Events),
     /// The keys that the servers' gossip is sealed with, on their admin ports.
     #[command(subcommand)]
     Keys(Keys),
@@ -384,6 +387,27 @@ pub(crate) struct AdminAt {
     )]
     pub(crate) servers: Vec<String>,
     /// File that holds the admin token; else SELVEDGE_ADMIN_TOKEN does.
+    #[arg(long, env = "SELVEDGE_ADMIN_TOKEN_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) admin_token_file: Option<PathBuf>,
+}
+
+/// Whose events, and which.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Admin ports of gateways and sidecars, as "http://127.0.0.1:8081".
+    #[arg(required = true, value_name = "URL", value_hint = ValueHint::Url)]
+    pub(crate) ports: Vec<String>,
+    /// Of this service.
+    #[arg(long)]
+    pub(crate) service: Option<ServiceName>,
+    /// Those after this one: an `id` of an event, or the `last` of a document, of one port.
+    #[arg(long, value_name = "ID")]
+    pub(crate) after: Option<String>,
+    /// Goes on until Ctrl-C.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// File that holds the admin token; else SELVEDGE_ADMIN_TOKEN does. Reading needs one only where
+    /// a port is not on loopback.
     #[arg(long, env = "SELVEDGE_ADMIN_TOKEN_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) admin_token_file: Option<PathBuf>,
 }

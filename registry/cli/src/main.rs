@@ -6,6 +6,7 @@ mod agreement;
 mod args;
 mod ask;
 mod cluster;
+mod events;
 mod failure;
 mod instances;
 mod policies;
@@ -54,6 +55,7 @@ async fn run(cli: &Cli) -> Result<u8, Failure> {
             return Printer::text(&String::from_utf8_lossy(&script)).map(|()| 0);
         }
         Command::Keys(order) => return cluster::keys(printer, order).await.map(|()| 0),
+        Command::Events(order) => return events::run(printer, order).await.map(|()| 0),
         Command::Policy(Policy::Validate { files }) => {
             return policies::validate(printer, files).await.map(|()| 0);
         }
@@ -88,7 +90,7 @@ async fn run(cli: &Cli) -> Result<u8, Failure> {
         }
         Command::Override(order) => instances::overrule(&registry, printer, order).await,
         Command::Policy(order) => policies::run(&registry, printer, order).await,
-        Command::Keys(_) | Command::Completions { .. } => Ok(()),
+        Command::Keys(_) | Command::Events(_) | Command::Completions { .. } => Ok(()),
     }?;
     Ok(0)
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod catalogue;
 mod cluster;
+pub(crate) mod events;
 mod policies;
 
 use std::{
