@@ -103,11 +103,10 @@ async fn what_happened_is_told_by_port_by_service_and_since_when() {
     let document = json(&output);
     assert_eq!(
         (&document["from"], &document["lost"]),
-        (&edge_url.into(), &0.into())
+        (&edge_url.as_str().into(), &0.into())
     );
     assert_eq!(document["events"][0]["to"], "forced_open");
     let last = document["last"].as_str().expect("an id");
-    let edge_url = edge.url();
     let after = ["--output", "json", "events", &edge_url, "--after", last];
     assert_eq!(text(&selvedge(NO_REGISTRY, &after).await), "");
     // What cannot be.
