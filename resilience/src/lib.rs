@@ -177,6 +177,7 @@ mod clock;
 pub mod coalesce;
 pub mod config;
 pub mod context;
+mod due;
 pub mod events;
 pub mod expired;
 pub mod fallback;

@@ -5,7 +5,10 @@
 //! Forty bits of id last for thousands of years of slices of 100 ms: a slot never comes back to
 //! life by wrapping, however long nobody looked. A count stops at 16 777 215 a slice.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::{
+    due::SET_BACK,
+    sync::{AtomicU64, Ordering},
+};
 
 const COUNT_BITS: u32 = 24;
 pub(crate) const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
@@ -25,23 +28,38 @@ pub(crate) const fn count_of(word: u64) -> u64 {
 }
 
 /// A ring of `N` slots; `N` is at least the number of slices that are looked back on.
+///
+/// What lies further ahead than a clock can be is of one that was set back since: it counts for
+/// nothing and gives way.
 #[derive(Debug)]
-pub(crate) struct Slices<const N: usize>([AtomicU64; N]);
+pub(crate) struct Slices<const N: usize> {
+    slots: [AtomicU64; N],
+    /// Slices that one thread's clock may be ahead of another's.
+    ahead: u64,
+}
 
 impl<const N: usize> Slices<N> {
-    pub(crate) fn new() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    /// `slice`: nanoseconds of one.
+    pub(crate) fn new(slice: u64) -> Self {
+        Self {
+            slots: std::array::from_fn(|_| AtomicU64::new(0)),
+            ahead: slices_ahead(slice) + N as u64,
+        }
     }
 
     fn slot(&self, id: u64) -> &AtomicU64 {
-        &self.0[(id % N as u64) as usize]
+        &self.slots[(id % N as u64) as usize]
+    }
+
+    fn is_astray(&self, word: u64, id: u64) -> bool {
+        id_of(word) > id.saturating_add(self.ahead)
     }
 
     /// Adds `by` to slice `id`. A slice that was overtaken by a whole ring is past, so is `by`.
     pub(crate) fn add(&self, id: u64, by: u64) {
         let slot = self.slot(id);
         let mut seen = slot.load(Ordering::Relaxed);
-        while id_of(seen) <= id {
+        while id_of(seen) <= id || self.is_astray(seen, id) {
             let count = if id_of(seen) == id { count_of(seen) } else { 0 };
             let new = pack(id, count + by);
             match slot.compare_exchange_weak(seen, new, Ordering::Relaxed, Ordering::Relaxed) {
@@ -53,7 +71,14 @@ impl<const N: usize> Slices<N> {
 
     /// Raises the slot of `word` to `word`, by id and then by count; doing it twice changes nothing.
     pub(crate) fn raise(&self, word: u64) {
-        self.slot(id_of(word)).fetch_max(word, Ordering::AcqRel);
+        let slot = self.slot(id_of(word));
+        let mut seen = slot.load(Ordering::Acquire);
+        while seen < word || self.is_astray(seen, id_of(word)) {
+            match slot.compare_exchange_weak(seen, word, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
     }
 
     /// Takes one from slice `id`, if it is still there and holds one.
@@ -71,22 +96,28 @@ impl<const N: usize> Slices<N> {
     /// The largest of the `lives` slices up to `id`, and after it.
     #[cfg(any(test, feature = "tower"))]
     pub(crate) fn most(&self, id: u64, lives: u64) -> u64 {
-        let words = self.0.iter().map(|slot| slot.load(Ordering::Relaxed));
-        let alive = words.filter(|word| id_of(*word) + lives > id);
+        let words = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed));
+        let alive = words.filter(|word| id_of(*word) + lives > id && !self.is_astray(*word, id));
         alive.map(count_of).max().unwrap_or(0)
     }
 
     /// What the `lives` slices up to `id` hold; slices after it count too, `except` does not.
     pub(crate) fn sum(&self, id: u64, lives: u64, except: Option<u64>) -> u64 {
         let mut sum = 0;
-        for slot in &self.0 {
+        for slot in &self.slots {
             let word = slot.load(Ordering::Relaxed);
-            if id_of(word) + lives > id && Some(id_of(word)) != except {
+            let alive = id_of(word) + lives > id && !self.is_astray(word, id);
+            if alive && Some(id_of(word)) != except {
                 sum += count_of(word);
             }
         }
         sum
     }
+}
+
+/// How many slices of so many nanoseconds a clock may seem to be ahead without having been set back.
+pub(crate) fn slices_ahead(slice: u64) -> u64 {
+    SET_BACK.div_ceil(slice.max(1))
 }
 
 #[cfg(all(test, not(loom)))]
@@ -95,7 +126,7 @@ mod tests {
 
     #[test]
     fn slices_are_forgotten_one_by_one_and_never_come_back() {
-        let slices = Slices::<4>::new();
+        let slices = Slices::<4>::new(SET_BACK);
         for id in 1..=3 {
             slices.add(id, id);
         }
@@ -112,8 +143,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_clock_said_before_it_was_set_back_gives_way() {
+        let slices = Slices::<4>::new(SET_BACK);
+        slices.add(1 << 30, 9);
+        slices.raise(pack((1 << 30) + 1, 9));
+        assert_eq!(slices.sum(1 << 30, 3, None), 18);
+        assert_eq!((slices.sum(8, 3, None), slices.most(8, 3)), (0, 0));
+        slices.add(8, 1);
+        slices.raise(pack(9, 2));
+        assert_eq!((slices.sum(9, 3, None), slices.most(9, 3)), (3, 2));
+        // A thread that is ahead by less than a clock can be is believed: it has overtaken slice 9.
+        slices.add(13, 5);
+        slices.add(9, 1);
+        assert_eq!(
+            (slices.sum(9, 3, None), slices.sum(13, 3, None)),
+            (1 + 5, 5)
+        );
+    }
+
+    #[test]
     fn counts_saturate() {
-        let slices = Slices::<2>::new();
+        let slices = Slices::<2>::new(SET_BACK);
         slices.add(1, COUNT_MAX - 1);
         slices.add(1, 5);
         assert_eq!(slices.sum(1, 1, None), COUNT_MAX);

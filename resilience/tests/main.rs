@@ -7,6 +7,7 @@
 mod accounting;
 mod allocations;
 mod cases;
+mod clock;
 mod document;
 mod peers;
 mod surface;

@@ -2,11 +2,10 @@
 //!
 //! They know neither threads nor clocks but the tick they are handed, and are asked once a window.
 
-use std::time::Duration;
-
 use super::config::{AimdConfig, AlgorithmConfig, Gradient2Config, GradientConfig, VegasConfig};
 use crate::{
     clock::{Tick, nanos},
+    due::Due,
     rng::Rng,
 };
 
@@ -317,7 +316,7 @@ pub(super) struct Gradient {
     limit: f64,
     idle_rtt: f64,
     measuring: bool,
-    measure_at: Tick,
+    measure_at: Due,
     at_floor: u32,
 }
 
@@ -331,7 +330,7 @@ impl Gradient {
             limit: bounds.initial,
             idle_rtt: 0.0,
             measuring: false,
-            measure_at: Tick(0),
+            measure_at: Due::new(),
             at_floor: 0,
         }
     }
@@ -349,7 +348,7 @@ impl Gradient {
         if self.measuring {
             return self.measured(sample, now, rng);
         }
-        if now >= self.measure_at {
+        if self.measure_at.is_now(now) {
             return self.measure();
         }
         self.limit = self.stepped(sample).clamp(bounds.min, bounds.max);
@@ -382,17 +381,13 @@ impl Gradient {
         self.measuring = false;
         let every = self.config.measure_every.0;
         let jitter = every.mul_f64(self.config.jitter.fraction() * rng.unit());
-        self.measure_at = now.plus(every.saturating_add(jitter));
+        self.measure_at
+            .set(now, nanos(every.saturating_add(jitter)));
         Verdict {
             limit: self.limit as u32,
             next: Next::FreshWindow,
         }
     }
-}
-
-/// The ticks at which windows of `length` that begin now end.
-pub(super) fn window_end(now: Tick, length: Duration) -> u64 {
-    now.0.saturating_add(nanos(length))
 }
 
 #[cfg(all(test, not(loom)))]

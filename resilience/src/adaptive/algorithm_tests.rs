@@ -197,7 +197,7 @@ fn netflix_gradient2_ignores_drops_every_one_of_ours_reacts() {
     let bounds = bounds(5, 200, 100);
     let mut gradient = Gradient::new(GradientConfig::default(), bounds);
     gradient.idle_rtt = 10.0 * MS;
-    gradient.measure_at = Tick(u64::MAX);
+    gradient.measure_at.set_never();
     let verdict = gradient.update(&drop_of(50), bounds, Tick(0), &Rng::new(1));
     assert_eq!(verdict.limit, 50);
 }
@@ -220,7 +220,7 @@ fn envoy(limit: u32, max: u32) -> (Gradient, Bounds) {
     let bounds = bounds(3, max, limit);
     let mut gradient = Gradient::new(GradientConfig::default(), bounds);
     gradient.idle_rtt = 10.0 * MS;
-    gradient.measure_at = Tick(u64::MAX);
+    gradient.measure_at.set_never();
     (gradient, bounds)
 }
 
@@ -257,8 +257,9 @@ fn adp_4_measures_at_the_lowest_limit_then_goes_on_from_where_it_was() {
         panic!("as configured")
     };
     assert_eq!(gradient.idle_rtt, 13.0 * MS);
-    let at = Duration::from_nanos(gradient.measure_at.0).as_secs_f64();
-    assert!((60.0..69.0).contains(&at), "60 s and up to 15 % more: {at}");
+    let due = |after| gradient.measure_at.is_now(Tick(after));
+    assert!(!due(60_000 * MS as u64 - 1), "60 s");
+    assert!(due(69_000 * MS as u64), "and up to 15 % more");
 
     let verdict = algorithm.update(&sample(13.0, 40), bounds, Tick(u64::MAX), &rng);
     assert_eq!(verdict.next, Next::Fresh(50), "its time has come");

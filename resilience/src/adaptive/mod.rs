@@ -67,7 +67,7 @@ pub use self::config::{
     AdaptiveConfig, AimdConfig, AlgorithmConfig, Gradient2Config, GradientConfig, VegasConfig,
 };
 use self::{
-    algorithm::{Algorithm, Bounds, Next, Verdict, window_end},
+    algorithm::{Algorithm, Bounds, Next, Verdict},
     config::{MILLION, millionths},
     sampler::Sampler,
 };
@@ -78,6 +78,7 @@ use crate::{
     },
     clock::{Tick, nanos},
     config::PolicyError,
+    due::Due,
     lanes::Lane,
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     rng::Rng,
@@ -101,7 +102,7 @@ struct Core {
     /// Samples of an older epoch do not count.
     epoch: AtomicU32,
     /// When the window may close, and how many samples it must hold then.
-    window_ends: AtomicU64,
+    window_ends: Due,
     needed: AtomicU32,
     min_rtt: AtomicU64,
     drop_after: AtomicU64,
@@ -193,7 +194,7 @@ impl AdaptiveLimit {
             slots: Slots::new(verdict.limit),
             sampler: Sampler::new(),
             epoch: AtomicU32::new(0),
-            window_ends: AtomicU64::new(0),
+            window_ends: Due::new(),
             needed: AtomicU32::new(config.min_samples),
             min_rtt: AtomicU64::new(nanos(config.min_rtt.0)),
             drop_after: AtomicU64::new(nanos(config.drop_after.0)),
@@ -421,13 +422,15 @@ impl Queued for AdaptiveLimit {
 impl Core {
     /// Begins a window as the algorithm says.
     fn begin(&self, verdict: Verdict, now: Option<Tick>, window: Duration, min_samples: u32) {
-        let ends = now.map_or(0, |now| window_end(now, window));
-        let (ends, needed, fresh) = match verdict.next {
-            Next::Window => (ends, min_samples, false),
-            Next::FreshWindow => (ends, min_samples, true),
-            Next::Fresh(samples) => (0, samples, true),
+        let (now, needed, fresh) = match verdict.next {
+            Next::Window => (now, min_samples, false),
+            Next::FreshWindow => (now, min_samples, true),
+            Next::Fresh(samples) => (None, samples, true),
         };
-        self.window_ends.store(ends, Ordering::Relaxed);
+        match now {
+            Some(now) => self.window_ends.set(now, nanos(window)),
+            None => self.window_ends.set_now(),
+        }
         self.needed.store(needed, Ordering::Relaxed);
         if fresh {
             self.epoch.fetch_add(1, Ordering::Release);
@@ -462,9 +465,7 @@ impl Core {
         } else {
             self.sampler.add(rtt, permit.in_flight)
         };
-        if seen >= self.needed.load(Ordering::Relaxed)
-            && now.0 >= self.window_ends.load(Ordering::Relaxed)
-        {
+        if seen >= self.needed.load(Ordering::Relaxed) && self.window_ends.is_now(now) {
             self.close_window(permit.epoch, now);
         }
     }
@@ -475,8 +476,7 @@ impl Core {
         let Some(mut control) = self.control.try_lock() else {
             return;
         };
-        let raced = epoch != self.epoch.load(Ordering::Acquire)
-            || now.0 < self.window_ends.load(Ordering::Relaxed);
+        let raced = epoch != self.epoch.load(Ordering::Acquire) || !self.window_ends.is_now(now);
         if raced {
             return;
         }

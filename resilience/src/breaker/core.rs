@@ -15,15 +15,13 @@ use super::{
 use crate::{
     clock::{Tick, nanos},
     config::{PolicyError, Ratio},
+    due::is_astray,
     events::{Event, EventKind, Events},
     lanes::Lane,
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     rng::Rng,
     sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering},
 };
-
-/// A `now` this much earlier than it can be is a clock that was set back, not a late thread.
-const SET_BACK: Duration = Duration::from_secs(60);
 
 /// What each call reads of the configuration, published by the lock's owner.
 #[derive(Debug)]
@@ -253,7 +251,7 @@ impl Core {
             return None;
         }
         let mut wait = until.since(now);
-        if wait > time.saturating_add(SET_BACK) {
+        if is_astray(until.0, nanos(time), now) {
             // The clock says that it has not even opened yet: it was set back since. Start over.
             let control = self.control.lock();
             if self.ctl() == ctl {
@@ -288,7 +286,7 @@ impl Core {
         }
         let wait = Duration::from_nanos(self.hot.probe_wait.load(Ordering::Relaxed));
         let since = Tick(self.probing_since.load(Ordering::Relaxed));
-        if since > tick.plus(SET_BACK) {
+        if is_astray(since.0, 0, tick) {
             self.probing_since.store(tick.0, Ordering::Relaxed);
         }
         let running = tick.since(since);

@@ -50,9 +50,10 @@ fn upper_edge(bucket: usize) -> u64 {
 
 impl Latencies {
     pub(crate) fn new(window: Duration) -> Self {
+        let slice = (nanos(window) / LIVES).max(1);
         Self {
-            slice: (nanos(window) / LIVES).max(1),
-            buckets: (0..BUCKETS).map(|_| Slices::new()).collect(),
+            slice,
+            buckets: (0..BUCKETS).map(|_| Slices::new(slice)).collect(),
         }
     }
 

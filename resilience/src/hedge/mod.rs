@@ -65,6 +65,7 @@ pub(crate) use self::latency::Latencies;
 use crate::{
     clock::{Tick, nanos},
     config::PolicyError,
+    due::Due,
     outcome::{FailureClass, Outcome, Rejected},
     retry::{
         Safety,
@@ -85,7 +86,7 @@ struct Core {
     /// Nanoseconds, or [`NONE`].
     delay: AtomicU64,
     /// The tick from which on `delay` is out of date; `u64::MAX` for a fixed one.
-    refresh_at: AtomicU64,
+    refresh_at: Due,
     /// Held by whoever changes the two; no call waits for it.
     changing: Mutex<()>,
     stats: Counters,
@@ -143,7 +144,7 @@ impl Hedge {
         let core = Core {
             latencies: ArcSwap::from_pointee(Latencies::new(config.window.0)),
             delay: AtomicU64::new(NONE),
-            refresh_at: AtomicU64::new(0),
+            refresh_at: Due::new(),
             changing: Mutex::new(()),
             stats: Counters::default(),
             config: ArcSwap::from_pointee(config),
@@ -156,12 +157,9 @@ impl Hedge {
     /// too little is known or the callee is slow for everybody.
     pub fn delay(&self, now: Instant) -> Option<Duration> {
         let core = &*self.0;
-        let due = core.refresh_at.load(Ordering::Relaxed);
-        if due != u64::MAX {
-            let tick = Tick::at(now);
-            if tick.0 >= due {
-                core.refresh(tick);
-            }
+        let tick = Tick::at(now);
+        if core.refresh_at.is_now(tick) {
+            core.refresh(tick);
         }
         match core.delay.load(Ordering::Relaxed) {
             NONE => None,
@@ -245,10 +243,10 @@ impl Core {
     fn restart(&self) {
         match self.config.load().after {
             HedgeAfter::Fixed(delay) => {
-                self.refresh_at.store(u64::MAX, Ordering::Relaxed);
+                self.refresh_at.set_never();
                 self.delay.store(nanos(delay.0), Ordering::Relaxed);
             }
-            HedgeAfter::Quantile(_) => self.refresh_at.store(0, Ordering::Relaxed),
+            HedgeAfter::Quantile(_) => self.refresh_at.set_now(),
         }
     }
 
@@ -259,7 +257,7 @@ impl Core {
             return;
         };
         // Somebody was faster, or has changed the configuration.
-        if now.0 < self.refresh_at.load(Ordering::Relaxed) {
+        if !self.refresh_at.is_now(now) {
             return;
         }
         let config = self.config.load();
@@ -276,8 +274,7 @@ impl Core {
         };
         self.delay.store(delay, Ordering::Relaxed);
         let every = (nanos(config.window.0) / REFRESHES).max(1);
-        let next = now.0.saturating_add(every).min(u64::MAX - 1);
-        self.refresh_at.store(next, Ordering::Relaxed);
+        self.refresh_at.set(now, every);
     }
 }
 

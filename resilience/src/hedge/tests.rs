@@ -258,7 +258,7 @@ mod cases {
                 all.push((at, ms(latency)));
                 hedge.record(ms(latency), at);
             }
-            hedge.0.refresh_at.store(0, Ordering::Relaxed);
+            hedge.0.refresh_at.set_now();
             if let Some(delay) = hedge.delay(at) {
                 // What the window holds: no less than its last two slices, no more than three.
                 let id = |then: Instant| Tick::at(then).0 / 1_000_000_000;

@@ -7,6 +7,7 @@ use hashbrown::HashTable;
 use super::Keep;
 use crate::{
     clock::Tick,
+    due::is_astray,
     sync::{AtomicU64, Ordering},
 };
 
@@ -23,7 +24,12 @@ pub(super) struct Slot<K, C> {
 
 impl<K, C: Keep> Slot<K, C> {
     fn idle(&self, now: Tick) -> Duration {
-        now.since(Tick(self.used.load(Ordering::Relaxed)))
+        let used = self.used.load(Ordering::Relaxed);
+        if is_astray(used, 0, now) {
+            // Of a clock that was set back since: it is idle from now on, not in a hundred years.
+            self.used.store(now.0, Ordering::Relaxed);
+        }
+        now.since(Tick(used))
     }
 
     fn touch(&self, now: Tick) {

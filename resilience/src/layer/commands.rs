@@ -141,8 +141,8 @@ fn slice(now: Instant) -> u64 {
 impl Rolling {
     fn new() -> Self {
         Self {
-            events: std::array::from_fn(|_| Slices::new()),
-            most: Slices::new(),
+            events: std::array::from_fn(|_| Slices::new(SLICE)),
+            most: Slices::new(SLICE),
             in_flight: AtomicU32::new(0),
             execute: Latencies::new(WINDOW),
             total: Latencies::new(WINDOW),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     clock::{Tick, nanos},
     config::Rate,
+    due,
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 
@@ -127,6 +128,11 @@ impl Word {
         loop {
             let earliest = tat.saturating_add(early).saturating_sub(quota.tolerance);
             if now.0 < earliest {
+                if self.is_astray(quota, now) {
+                    self.cap(quota, now);
+                    tat = self.tat.load(Ordering::Relaxed);
+                    continue;
+                }
                 return Err(Duration::from_nanos(earliest - now.0));
             }
             let next = tat.max(now.0).saturating_add(advance);
@@ -186,6 +192,12 @@ impl Word {
     /// How far ahead of `now` the word is: the time until the bucket is full again.
     pub(super) fn ahead(&self, now: Tick) -> u64 {
         self.tat.load(Ordering::Relaxed).saturating_sub(now.0)
+    }
+
+    /// Whether the debt is more than `quota` can make: a clock has been set back since.
+    pub(super) fn is_astray(&self, quota: &Quota, now: Tick) -> bool {
+        let most = quota.tolerance.saturating_add(quota.interval);
+        due::is_astray(self.tat.load(Ordering::Relaxed), most, now)
     }
 
     /// Forgets debt that `quota` cannot have made.

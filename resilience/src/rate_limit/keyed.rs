@@ -50,22 +50,32 @@ impl KeyedRateLimitConfig {
 
 /// One key's word. A full bucket may be forgotten.
 #[derive(Debug, Clone)]
-struct Bucket(Arc<Word>);
+struct Bucket {
+    word: Arc<Word>,
+    live: Arc<LiveQuota>,
+}
 
 impl Bucket {
-    fn new() -> Self {
-        Self(Arc::new(Word::new()))
+    fn new(live: &Arc<LiveQuota>) -> Self {
+        Self {
+            word: Arc::new(Word::new()),
+            live: Arc::clone(live),
+        }
     }
 }
 
 impl Keep for Bucket {
     fn keep_for(&self, now: Instant) -> Duration {
-        Duration::from_nanos(self.0.ahead(Tick::at(now)))
+        let now = Tick::at(now);
+        if self.word.is_astray(&self.live.quota(), now) {
+            return Duration::ZERO;
+        }
+        Duration::from_nanos(self.word.ahead(now))
     }
 }
 
 struct Core<K> {
-    live: LiveQuota,
+    live: Arc<LiveQuota>,
     table: Keyed<K, Bucket>,
 }
 
@@ -91,7 +101,7 @@ pub struct KeyedGrant {
 impl KeyedGrant {
     /// Gives the cells back, as far as time has not done so already.
     pub fn refund(self, now: Instant) {
-        self.bucket.0.give_back(self.taken, Tick::at(now));
+        self.bucket.word.give_back(self.taken, Tick::at(now));
     }
 }
 
@@ -102,10 +112,10 @@ impl<K: Eq + Hash> KeyedRateLimit<K> {
     /// [`PolicyError`] if the bounds cannot work.
     pub fn new(config: KeyedRateLimitConfig) -> Result<Self, PolicyError> {
         config.validate()?;
-        Ok(Self(Arc::new(Core {
-            live: LiveQuota::new(config.rate),
-            table: Keyed::new(config.keys, Bucket::new(), |_| Bucket::new())?,
-        })))
+        let live = Arc::new(LiveQuota::new(config.rate));
+        let (overflow, of_key) = (Bucket::new(&live), Arc::clone(&live));
+        let table = Keyed::new(config.keys, overflow, move |_| Bucket::new(&of_key))?;
+        Ok(Self(Arc::new(Core { live, table })))
     }
 
     /// Takes `cells` of `key`'s at once, or none.
@@ -125,7 +135,7 @@ impl<K: Eq + Hash> KeyedRateLimit<K> {
         Q: Eq + Hash + ToOwned + ?Sized,
     {
         let bucket = self.0.table.find(key, now).core;
-        let taken = self.0.live.take(&bucket.0, cells, now)?.0;
+        let taken = self.0.live.take(&bucket.word, cells, now)?.0;
         Ok(KeyedGrant { bucket, taken })
     }
 
@@ -147,8 +157,11 @@ impl<K: Eq + Hash> KeyedRateLimit<K> {
         K: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let bucket = self.0.table.peek(key).unwrap_or_else(Bucket::new);
-        self.0.live.status(&bucket.0, now)
+        let (live, known) = (&self.0.live, self.0.table.peek(key));
+        match known {
+            Some(bucket) => live.status(&bucket.word, now),
+            None => live.status(&Word::new(), now),
+        }
     }
 
     /// Takes a new rate and new bounds at once; every key's history stays. O(keys).
@@ -163,7 +176,7 @@ impl<K: Eq + Hash> KeyedRateLimit<K> {
         config.validate()?;
         self.0.table.reconfigure(config.keys)?;
         let quota = self.0.live.change(config.rate);
-        let cap = |bucket: &Bucket| bucket.0.cap(&quota, Tick::at(now));
+        let cap = |bucket: &Bucket| bucket.word.cap(&quota, Tick::at(now));
         self.0.table.for_each(|_, bucket| cap(bucket));
         cap(self.0.table.overflow());
         Ok(())

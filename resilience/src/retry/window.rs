@@ -16,7 +16,8 @@
 //!
 //! # Guarantees
 //! In any span of `ttl`, withdrawals ≤ what `allowed` says of the deposits in that span. Lock-free,
-//! no allocation; a withdrawal reads two rings and makes one compare-and-swap.
+//! no allocation; a withdrawal reads two rings and makes one compare-and-swap. What a clock said
+//! before it was set back by more than a minute counts for nothing from then on.
 
 use std::{
     num::NonZeroU64,
@@ -25,7 +26,9 @@ use std::{
 
 use crate::{
     clock::{Tick, nanos},
-    slices::{COUNT_MAX, Slices, count_of, id_of, pack},
+    due::is_astray,
+    lanes::Line,
+    slices::{COUNT_MAX, Slices, count_of, id_of, pack, slices_ahead},
     sync::{AtomicU64, Ordering},
 };
 
@@ -46,7 +49,7 @@ pub(crate) struct TokenWindow {
     slice: u64,
     /// Where slice 1 begins; 0 until the first use.
     origin: AtomicU64,
-    deposits: Slices<RING>,
+    deposits: Line<Slices<RING>>,
     withdrawn: Slices<RING>,
     /// The slice that withdrawals are booked in now, and how many there are.
     current: AtomicU64,
@@ -58,11 +61,12 @@ pub(crate) struct Slip(NonZeroU64);
 
 impl TokenWindow {
     pub(crate) fn new(ttl: Duration) -> Self {
+        let slice = (nanos(ttl) / LIVES).max(1);
         Self {
-            slice: (nanos(ttl) / LIVES).max(1),
+            slice,
             origin: AtomicU64::new(0),
-            deposits: Slices::new(),
-            withdrawn: Slices::new(),
+            deposits: Line(Slices::new(slice)),
+            withdrawn: Slices::new(slice),
             current: AtomicU64::new(0),
         }
     }
@@ -81,14 +85,17 @@ impl TokenWindow {
         // Acquire: whoever moved the word on has copied its old value to the ring before.
         let mut seen = self.current.load(Ordering::Acquire);
         loop {
+            let known = self.unless_astray(seen, next);
             // Another thread's clock may be ahead of ours; time does not go back for that.
-            let stamp = next.max(id_of(seen));
-            let slice = slice.max(id_of(seen).saturating_sub(1));
-            if self.taken(slice, seen) >= allowed(self.deposits.sum(slice, LIVES, None)) {
+            let stamp = next.max(id_of(known));
+            let slice = slice.max(id_of(known).saturating_sub(1));
+            if self.taken(slice, known) >= allowed(self.deposits.sum(slice, LIVES, None)) {
                 return Err(());
             }
-            let new = if stamp > id_of(seen) {
-                self.withdrawn.raise(seen);
+            let new = if stamp > id_of(known) {
+                if known != 0 {
+                    self.withdrawn.raise(known);
+                }
                 pack(stamp, 1)
             } else if count_of(seen) < COUNT_MAX {
                 seen + 1
@@ -126,9 +133,15 @@ impl TokenWindow {
 
     /// Withdrawals that `allowed` has room for.
     pub(crate) fn balance(&self, now: Instant, allowed: impl Fn(u64) -> u64) -> u64 {
-        let (slice, _) = self.slices_at(now);
-        let seen = self.current.load(Ordering::Acquire);
-        allowed(self.deposits.sum(slice, LIVES, None)).saturating_sub(self.taken(slice, seen))
+        let (slice, next) = self.slices_at(now);
+        let known = self.unless_astray(self.current.load(Ordering::Acquire), next);
+        allowed(self.deposits.sum(slice, LIVES, None)).saturating_sub(self.taken(slice, known))
+    }
+
+    /// `word`, or nothing if it is of a clock that was set back since.
+    fn unless_astray(&self, word: u64, next: u64) -> u64 {
+        let most = next.saturating_add(slices_ahead(self.slice) + LIVES);
+        if id_of(word) > most { 0 } else { word }
     }
 
     fn taken(&self, slice: u64, current: u64) -> u64 {
@@ -141,24 +154,38 @@ impl TokenWindow {
     fn slices_at(&self, now: Instant) -> (u64, u64) {
         let tick = Tick::at(now).0;
         let mut origin = self.origin.load(Ordering::Relaxed);
-        if origin == 0 {
-            // The grid starts with the first call, not with the process, so that the same calls
-            // come to the same decisions whenever they are made. Two thirds into a slice: any
-            // phase is as right, with this one twitter/util's recorded run comes out (BUD-2).
-            let start = tick.saturating_sub(self.slice / 3 * 2).max(1);
-            origin =
-                match self
-                    .origin
-                    .compare_exchange(0, start, Ordering::Relaxed, Ordering::Relaxed)
-                {
-                    Ok(_) => start,
-                    Err(theirs) => theirs,
-                };
+        if origin == 0 || is_astray(origin, 0, Tick(tick)) {
+            origin = self.begin(tick);
         }
         let since = tick.saturating_sub(origin);
         // From 1: id 0 is a slot that was never written.
         let slice = since / self.slice + 1;
         (slice, slice + u64::from(!since.is_multiple_of(self.slice)))
+    }
+
+    /// Where the grid begins whose first call is at `tick`; a new one, if the old one begins after
+    /// a clock that was set back since.
+    #[cold]
+    fn begin(&self, tick: u64) -> u64 {
+        // Before the origin is looked at: if it is the old one still, so is this.
+        let current = self.current.load(Ordering::Acquire);
+        let origin = self.origin.load(Ordering::Acquire);
+        if origin != 0 && !is_astray(origin, 0, Tick(tick)) {
+            return origin;
+        }
+        // What was booked by the old grid is no hindrance to the new one. Whoever comes second
+        // finds it booked by the new one already, and leaves it.
+        self.current
+            .compare_exchange(current, 0, Ordering::AcqRel, Ordering::Relaxed)
+            .ok();
+        // The grid starts with the first call, not with the process, so that the same calls come
+        // to the same decisions whenever they are made. Two thirds into a slice: any phase is as
+        // right, with this one twitter/util's recorded run comes out (BUD-2).
+        let start = tick.saturating_sub(self.slice / 3 * 2).max(1);
+        let begun =
+            self.origin
+                .compare_exchange(origin, start, Ordering::AcqRel, Ordering::Acquire);
+        begun.map_or_else(|theirs| theirs, |_| start)
     }
 }
 

@@ -53,6 +53,7 @@ use crate::{
     clock::{Tick, nanos},
     config::PolicyError,
     context::priority::Priority,
+    due::Due,
     lanes::{Lane, Line},
     outcome::{Policy, Reason, Rejected},
     shared::{Lent, Shared},
@@ -113,7 +114,7 @@ struct Core {
     waits: Line<AtomicU64>,
     /// Waits of this window that were for nothing.
     gone: AtomicU32,
-    window_ends: AtomicU64,
+    window_ends: Due,
     /// Waits after which the window closes early.
     samples: AtomicU32,
     refused: AtomicU64,
@@ -175,7 +176,7 @@ impl Shedder {
             levels: (0..LEVELS).map(|_| AtomicU32::new(0)).collect(),
             waits: Line(AtomicU64::new(0)),
             gone: AtomicU32::new(0),
-            window_ends: AtomicU64::new(0),
+            window_ends: Due::new(),
             samples: AtomicU32::new(config.samples),
             refused: AtomicU64::new(0),
             overloaded: AtomicU64::new(0),
@@ -208,7 +209,7 @@ impl Shedder {
         now: Instant,
     ) -> Result<Ticket, Rejected> {
         let (core, tick) = (&self.0, Tick::at(now));
-        if tick.0 >= core.window_ends.load(Ordering::Relaxed) {
+        if core.window_ends.is_now(tick) {
             core.close_window(tick, self.0.lent() > 0);
         }
         let level = usize::from(priority.0 >> LEVEL_SHIFT);
@@ -265,7 +266,7 @@ impl Core {
                 .fetch_add((1 << COUNT_SHIFT) | micros, Ordering::Relaxed);
         }
         if count + 1 >= u64::from(self.samples.load(Ordering::Relaxed))
-            || now.0 >= self.window_ends.load(Ordering::Relaxed)
+            || self.window_ends.is_now(now)
         {
             // Not stalled: this one has begun, or has left.
             self.close_window(now, false);
@@ -280,13 +281,12 @@ impl Core {
         };
         let config = self.config.load();
         let count = self.waits.load(Ordering::Relaxed) >> COUNT_SHIFT;
-        let early = now.0 < self.window_ends.load(Ordering::Relaxed);
+        let early = !self.window_ends.is_now(now);
         // Another was here just before.
         if early && count < u64::from(config.samples) {
             return;
         }
-        self.window_ends
-            .store(now.plus(config.window.0).0, Ordering::Relaxed);
+        self.window_ends.set(now, nanos(config.window.0));
         let waits = self.waits.swap(0, Ordering::Relaxed);
         let (count, sum) = (waits >> COUNT_SHIFT, waits & SUM);
         let gone = u64::from(self.gone.swap(0, Ordering::Relaxed));

@@ -2,6 +2,7 @@
 
 use crate::{
     clock::Tick,
+    due::SET_BACK,
     sync::{AtomicU64, Ordering},
 };
 
@@ -9,8 +10,6 @@ use crate::{
 const FIRST: u64 = 1 << 16;
 /// The origin before the first call.
 const UNSET: u64 = u64::MAX;
-/// A call this much (and a whole window) behind the newest is not late: its clock was set back.
-const SET_BACK: u64 = 60_000_000_000;
 
 #[derive(Debug)]
 struct Snap<const N: usize> {
