@@ -13,6 +13,27 @@ impl<K: Key> Stack<K> {
     /// Endpoints whose time is over are let in where nobody calls, too; and who
     /// [listens](super::StackBuilder::events) is told what limits, budget and balancer have begun or
     /// ceased to refuse since the last time. Reads counters; locks nothing that a call needs.
+    ///
+    /// ```
+    /// use selvedge_resilience::{TrafficPolicy, events::Events, layer::Stack};
+    ///
+    /// let policy: TrafficPolicy = toml::from_str("breaker = {}")?;
+    /// let events = Events::new();
+    /// let heard = events.subscribe_to_changes(256);
+    /// let stack = Stack::<&str>::builder(policy)
+    ///     .name("orders")
+    ///     .events(events)
+    ///     .build_labelled(|addr: &&str| (*addr).to_owned())?;
+    /// stack.breaker().expect("one is written").force_open();
+    /// // Each second:
+    /// stack.tick();
+    /// let mut log = Vec::new();
+    /// while let Some(event) = heard.next() {
+    ///     log.push(format!("{} of {}: {}", event.policy.as_str(), event.name, event.kind));
+    /// }
+    /// assert_eq!(log, ["breaker of orders: forced_open, was closed: operator"]);
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
     pub fn tick(&self) {
         let (shared, now) = (&*self.0, now());
         shared.balancer.tick(now);
