@@ -9,5 +9,6 @@ mod allocations;
 mod cases;
 mod clock;
 mod document;
+mod interrupted;
 mod peers;
 mod surface;

@@ -3,14 +3,13 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -580,52 +579,4 @@ async fn a_hang_that_a_timeout_cuts_short_is_recorded() {
     let longest = hedge.hedge.quantile(1.0, now()).expect("recorded");
     assert!(longest >= ms(400), "{longest:?}");
     assert_eq!((callee.under_way(), hedge.budget.in_flight()), (0, (0, 0)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_call_dropped_at_any_point_gives_everything_back() {
-    let hedge = layer("after = \"10ms\"\nmax = 3");
-    for at in 0..60 {
-        let callee = Callee::new([ok(55, 200), ok(12, 503), ok(HANG, 200), ok(HANG, 200)]);
-        let bulkhead = Bulkhead::new(9);
-        let service = ServiceBuilder::new()
-            .layer(hedge.clone())
-            .layer(BulkheadLayer::new(bulkhead.clone()))
-            .service(callee.service());
-        drop(tokio::time::timeout(ms(at), service.oneshot(get())).await);
-        assert_eq!(hedge.budget.in_flight(), (0, 0), "after {at} ms");
-        assert_eq!(
-            (callee.under_way(), bulkhead.status().in_flight),
-            (0, 0),
-            "after {at} ms"
-        );
-    }
-    let stats = hedge.hedge.stats();
-    assert_eq!(stats.sent, stats.won + stats.wasted);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_callee_that_panics_leaves_nothing_behind() {
-    // In the first try, or in the hedge; in `call`, or in its future.
-    for (panics_at, in_call) in [(0, false), (1, false), (0, true), (1, true)] {
-        let (hedge, tries) = (layer(AFTER_50), Arc::new(AtomicUsize::new(0)));
-        let bulkhead = Bulkhead::new(9);
-        let falls = tower::service_fn(move |_: Sent<Full<Bytes>>| {
-            let falls = tries.fetch_add(1, Ordering::Relaxed) == panics_at;
-            assert!(!(falls && in_call), "on purpose");
-            async move {
-                assert!(!falls, "on purpose");
-                tokio::time::sleep(ms(HANG)).await;
-                Ok::<_, Infallible>(plain(200))
-            }
-        });
-        let service = ServiceBuilder::new()
-            .layer(hedge.clone())
-            .layer(BulkheadLayer::new(bulkhead.clone()))
-            .service(falls);
-        let call = AssertUnwindSafe(service.oneshot(get())).catch_unwind();
-        assert!(call.await.is_err());
-        assert_eq!(hedge.budget.in_flight(), (0, 0));
-        assert_eq!(bulkhead.status().in_flight, 0);
-    }
 }

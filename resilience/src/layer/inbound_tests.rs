@@ -166,27 +166,6 @@ async fn under_overload_what_matters_least_goes_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_dropped_at_any_point_leaves_nothing_behind() {
-    let text = r#"
-        shed = {}
-        bulkhead = { max = 1, queue = { max = 9, wait = "1s" } }
-        concurrency = { initial = 1, min = 1 }
-    "#;
-    let inbound = inbound(text);
-    let service = InboundLayer::new(inbound.clone()).layer(handler(30));
-    for ms in 0..70 {
-        let two = async {
-            tokio::join!(
-                ask(service.clone(), Request::new(())),
-                ask(service.clone(), Request::new(()))
-            )
-        };
-        let _cut = tokio::time::timeout(Duration::from_millis(ms), two).await;
-        assert_eq!(inbound.in_flight(), (Some(0), Some(0)), "after {ms} ms");
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn another_configuration_keeps_what_stays() {
     let inbound = inbound("bulkhead = 1\nrate_limit = { rate = \"1/h\", by = \"all\" }");
     let service = InboundLayer::new(inbound.clone()).layer(handler(0));

@@ -1,8 +1,7 @@
-//! Waiting in the future: cancelled at each await point, with panics, in paused time.
+//! Waiting in the future, in paused time.
 
 use std::{
     convert::Infallible,
-    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -165,58 +164,6 @@ async fn tower_resilience_limiter_holds_inner_readiness_while_it_waits() {
         (bulkhead.in_flight(), ready.load(Ordering::Relaxed)),
         (1, 0)
     );
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_call_dropped_at_any_point_leaves_the_queue_and_gives_its_slot_on() {
-    let bulkhead = queued("max = 1\nqueue = {}");
-    let service = QueueLayer::new(bulkhead.clone()).layer(slow(ms(10)));
-    for cut in [0, 5, 9, 10, 15, 19, 20, 25] {
-        let running = tokio::spawn(service.clone().oneshot(Request::new(())));
-        tokio::task::yield_now().await;
-        let cancelled = service.clone().oneshot(Request::new(()));
-        let next = tokio::spawn({
-            let service = service.clone();
-            async move { service.oneshot(Request::new(())).await.map(drop) }
-        });
-        drop(tokio::time::timeout(ms(cut), cancelled).await);
-        drop(running.await.expect("no panic").expect("answer"));
-        next.await.expect("no panic").expect("answer");
-        let status = bulkhead.status();
-        assert_eq!(
-            (status.in_flight, status.waiting),
-            (0, 0),
-            "cut at {cut} ms"
-        );
-    }
-    // Never even polled.
-    drop(service.clone().oneshot(Request::new(())));
-    assert_eq!(bulkhead.in_flight(), 0);
-}
-
-fn in_poll_too() -> Answer {
-    panic!("in poll")
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_panicking_service_gives_its_slot_back() {
-    let bulkhead = queued("max = 1\nqueue = {}");
-    let layer = QueueLayer::new(bulkhead.clone());
-    let in_call = layer.layer(service_fn(|_: Request<()>| -> std::future::Ready<Answer> {
-        panic!("in call")
-    }));
-    let in_poll = layer.layer(service_fn(|_: Request<()>| async {
-        tokio::time::sleep(ms(5)).await;
-        in_poll_too()
-    }));
-    for _ in 0..3 {
-        // The second waits, so that its `call` panics inside the future's poll.
-        let first = tokio::spawn(in_poll.clone().oneshot(Request::new(())));
-        tokio::task::yield_now().await;
-        let second = AssertUnwindSafe(in_call.clone().oneshot(Request::new(()))).catch_unwind();
-        assert!(second.await.is_err() && first.await.is_err());
-        assert_eq!((bulkhead.in_flight(), bulkhead.status().waiting), (0, 0));
-    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -318,19 +318,4 @@ mod tests {
             (1, Some(Priority::CRITICAL))
         );
     }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_panicking_handler_leaves_nobody_waiting() {
-        let shedder = shedder("");
-        let (shed, _no_begun) = shed(shedder.clone());
-        let service = shed.layer(service_fn(|_: Request<()>| -> std::future::Ready<Answer> {
-            panic!("in call")
-        }));
-        assert!(
-            tokio::spawn(service.oneshot(request("batch")))
-                .await
-                .is_err()
-        );
-        assert_eq!(shedder.status().waiting, 0);
-    }
 }

@@ -350,22 +350,6 @@ async fn a_body_of_known_length_ends_with_its_last_byte_and_not_with_its_drop() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_dropped_at_any_point_leaves_nothing_behind() {
-    let s = stack(
-        &format!("{RETRY}\nbulkhead = 5\ntimeouts = {{ request = \"1s\" }}"),
-        2,
-    );
-    let hanging = script(&[Try::Answer(500), Try::Hangs]);
-    for ms in [0, 1, 10, 200] {
-        let call = status(&s, &hanging, Method::GET, "");
-        let _cut = tokio::time::timeout(Duration::from_millis(ms), call).await;
-    }
-    let left = s.status();
-    assert_eq!(slots(&s), Some((0, 5)));
-    assert_eq!(left.endpoints.iter().map(|e| e.pending).sum::<u32>(), 0);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_new_policy_keeps_the_state() {
     let s = stack("breaker = { consecutive = 1 }", 1);
     status(&s, &script(&[Try::Answer(500)]), Method::GET, "")
@@ -741,19 +725,6 @@ async fn what_must_not_be_hedged_is_not() {
         .await
         .expect("answer");
     assert_eq!((tries.seen.lock().len(), full.status().retries.0), (1, 0));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_race_dropped_at_any_point_leaves_nothing_behind() {
-    let s = stack(HEDGED, 3);
-    for ms in (0..150).step_by(5) {
-        let tries = script(&[Try::Late(100, 500), Try::Late(70, 500), Try::Hangs]);
-        let call = status(&s, &tries, Method::GET, "");
-        let _cut = tokio::time::timeout(Duration::from_millis(ms), call).await;
-        assert_eq!(slots(&s), Some((0, 9)), "after {ms} ms");
-        let pending: u32 = s.status().endpoints.iter().map(|e| e.pending).sum();
-        assert_eq!(pending, 0, "after {ms} ms");
-    }
 }
 
 #[tokio::test(start_paused = true)]
