@@ -13,9 +13,10 @@
 //!
 //! Source: Envoy router filter; gRFC A6; OpenTelemetry semantic conventions for HTTP clients.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 
-use crate::classify::is_grpc;
+use super::digits::number;
+use crate::classify::is_grpc_type;
 
 /// `x-envoy-attempt-count`.
 pub static ENVOY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
@@ -27,7 +28,8 @@ pub static ENVOY_IS_TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy
 /// The span attribute of a try that is not the first.
 pub const RESEND_COUNT: &str = "http.request.resend_count";
 
-/// Which try of a call: 1 is the first. Also a request extension, for layers further in.
+/// Which try of a call: 1 is the first. Also a request extension, for layers further in; see
+/// [`of`](Self::of).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttemptNumber(pub u32);
 
@@ -39,30 +41,52 @@ impl AttemptNumber {
 
     /// What the caller says; `None` if it does not.
     pub fn extract(headers: &HeaderMap) -> Option<Self> {
-        let number = |name: &HeaderName| -> Option<u32> {
+        let read = |name: &HeaderName| -> Option<u32> {
             let text = headers.get(name)?.to_str().ok()?;
             let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
             text.parse().ok().filter(|_| digits)
         };
-        match number(&ENVOY_ATTEMPT_COUNT).filter(|&n| n > 0) {
+        match read(&ENVOY_ATTEMPT_COUNT).filter(|&n| n > 0) {
             Some(count) => Some(Self(count)),
-            None => number(&GRPC_PREVIOUS_ATTEMPTS).map(|n| Self(n.saturating_add(1))),
+            None => read(&GRPC_PREVIOUS_ATTEMPTS).map(|n| Self(n.saturating_add(1))),
+        }
+    }
+
+    /// Which try of a call a request with these extensions is: those of a first try need not say.
+    pub fn of(extensions: &Extensions) -> Self {
+        extensions.get().copied().unwrap_or(Self(1))
+    }
+
+    /// Says it to layers further in.
+    pub fn announce(self, extensions: &mut Extensions) {
+        // One that is there already is another layer's, further out. Where none is, a first try
+        // says nothing: an extension costs two allocations.
+        if self.0 > 1 || extensions.get::<Self>().is_some() {
+            extensions.insert(self);
         }
     }
 
     /// Says it to the callee in place of what was there. `after_timeout`: the last try timed out.
     pub fn inject(self, headers: &mut HeaderMap, after_timeout: bool) {
-        headers.insert(ENVOY_ATTEMPT_COUNT.clone(), self.0.into());
-        headers.remove(&GRPC_PREVIOUS_ATTEMPTS);
-        if is_grpc(headers) && self.0 > 1 {
-            headers.insert(GRPC_PREVIOUS_ATTEMPTS.clone(), self.resend_count().into());
+        let (mut grpc, mut previous, mut late) = (false, false, false);
+        // One pass over what there is: look-ups for what there mostly is not cost more.
+        for (name, value) in &*headers {
+            grpc |= *name == CONTENT_TYPE && is_grpc_type(value);
+            previous |= *name == GRPC_PREVIOUS_ATTEMPTS;
+            late |= *name == ENVOY_IS_TIMEOUT_RETRY;
         }
-        headers.remove(&ENVOY_IS_TIMEOUT_RETRY);
+        headers.insert(ENVOY_ATTEMPT_COUNT.clone(), number(self.0.into()));
+        if grpc && self.0 > 1 {
+            let resent = number(self.resend_count().into());
+            headers.insert(GRPC_PREVIOUS_ATTEMPTS.clone(), resent);
+        } else if previous {
+            headers.remove(&GRPC_PREVIOUS_ATTEMPTS);
+        }
         if after_timeout {
-            headers.insert(
-                ENVOY_IS_TIMEOUT_RETRY.clone(),
-                HeaderValue::from_static("true"),
-            );
+            let yes = HeaderValue::from_static("true");
+            headers.insert(ENVOY_IS_TIMEOUT_RETRY.clone(), yes);
+        } else if late {
+            headers.remove(&ENVOY_IS_TIMEOUT_RETRY);
         }
     }
 }

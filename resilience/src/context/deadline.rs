@@ -27,6 +27,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 
+use super::digits::number;
 use crate::{classify::is_grpc_type, clock::nanos};
 
 /// `grpc-timeout`.
@@ -160,37 +161,6 @@ pub fn inject_at(headers: &mut HeaderMap, left: Duration, wall: SystemTime) {
         let merged = FinagleDeadline::find(headers).map_or(ours, |theirs| ours.merge(theirs));
         headers.insert(FINAGLE.clone(), merged.header());
     }
-}
-
-/// The digits of `n`; those of a few seconds are made when this is compiled, because a value that
-/// must be allocated costs a call more than a policy.
-fn number(n: u64) -> HeaderValue {
-    const SHORT: usize = 10_000;
-    static DIGITS: [[u8; 4]; SHORT] = {
-        let mut all = [[b'0'; 4]; SHORT];
-        let mut n = 0;
-        while n < SHORT {
-            let (mut rest, mut at) = (n, 4);
-            while at > 0 {
-                at -= 1;
-                all[n][at] = b'0' + (rest % 10) as u8;
-                rest /= 10;
-            }
-            n += 1;
-        }
-        all
-    };
-    let Some(digits) = usize::try_from(n).ok().and_then(|n| DIGITS.get(n)) else {
-        return HeaderValue::from(n);
-    };
-    let zeros = match n {
-        0..10 => 3,
-        10..100 => 2,
-        100..1000 => 1,
-        _ => 0,
-    };
-    let digits = std::str::from_utf8(digits.get(zeros..).unwrap_or_default());
-    HeaderValue::from_static(digits.expect("digits are text"))
 }
 
 /// At least a millisecond: zero would mean "for ever".

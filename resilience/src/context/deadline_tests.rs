@@ -185,10 +185,3 @@ fn a_deadline_stands_still_while_time_goes_on() {
     assert_eq!(Deadline::earlier(later, Some(deadline)), Some(deadline));
     assert_eq!(Deadline::earlier(None, later), later);
 }
-
-#[test]
-fn the_digits_of_a_number_are_its_own() {
-    for n in (0..=10_001).chain([99_999, u64::MAX]) {
-        assert_eq!(number(n), n.to_string());
-    }
-}

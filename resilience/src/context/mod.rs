@@ -19,6 +19,7 @@ pub mod b3;
 pub mod baggage;
 mod call;
 pub mod deadline;
+mod digits;
 pub mod priority;
 pub mod trace;
 pub mod tracestate;

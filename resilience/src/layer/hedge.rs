@@ -35,7 +35,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    BoxError, CallGuard, Completes, GuardedBody, PeekedBody, ReplayBody, TransportError,
+    BoxError, CallGuard, Completes, GuardedBody, Moment, PeekedBody, ReplayBody, TransportError,
     peek::First, replay::Replay,
 };
 use crate::{
@@ -133,7 +133,7 @@ pub struct HedgeHeld {
 }
 
 impl Completes for HedgeHeld {
-    fn complete(self, _: Outcome, _: Instant, _: Option<Duration>) {}
+    fn complete(self, _: Outcome, _: &mut Moment, _: Option<Duration>) {}
 }
 
 impl<S, B, RB> Service<Request<B>> for HedgeService<S>
@@ -214,7 +214,7 @@ fn announce(
     if config.announce {
         number.inject(&mut head.headers, false);
     }
-    head.extensions.insert(number);
+    number.announce(&mut head.extensions);
     number
 }
 

@@ -33,8 +33,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    ArrivedAt, BoxError, CallGuard, Completes, EitherBody, FixedBody, GuardedBody, Patience,
-    keep::keep, lookout::Lookout, slot::slot,
+    ArrivedAt, BoxError, CallGuard, Completes, EitherBody, FixedBody, GuardedBody, Moment,
+    Patience, keep::keep, lookout::Lookout, slot::slot,
 };
 use crate::{
     adaptive::{self, AdaptiveLimit},
@@ -161,8 +161,8 @@ pub struct InboundHeld {
 }
 
 impl Completes for InboundHeld {
-    fn complete(self, outcome: Outcome, now: std::time::Instant, retry_after: Option<Duration>) {
-        Completes::complete(self.concurrency, outcome, now, retry_after);
+    fn complete(self, outcome: Outcome, ended: &mut Moment, retry_after: Option<Duration>) {
+        Completes::complete(self.concurrency, outcome, ended, retry_after);
     }
 }
 

@@ -13,7 +13,7 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Admission, BoxError, Error, GuardedBody, policy_layer::PolicyFuture};
+use super::{Admission, BoxError, Error, GuardedBody, Moment, policy_layer::PolicyFuture};
 use crate::keyed::{Keep, Keyed};
 
 /// Puts a table of cores in front of a service and asks, for each request, the core of its key.
@@ -116,12 +116,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let now = tokio::time::Instant::now().into_std();
+        let mut now = Moment::now();
         let found = {
             let key = (self.layer.key)(&request);
-            self.layer.table.find(&*key, now)
+            self.layer.table.find(&*key, now.instant())
         };
-        PolicyFuture::new(found.core.admit(now), || self.inner.call(request))
+        PolicyFuture::new(found.core.admit(&mut now), || self.inner.call(request))
     }
 }
 

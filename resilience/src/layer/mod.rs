@@ -73,7 +73,7 @@ pub use self::{
         Refusal, ToService,
     },
     fault::{FaultFuture, FaultLayer, FaultService, Injected},
-    guard::{CallGuard, Completes},
+    guard::{CallGuard, Completes, Moment},
     hedge::{HedgeBody, HedgeFuture, HedgeHeld, HedgeLayer, HedgeService},
     inbound::{Caller, Inbound, InboundFuture, InboundHeld, InboundLayer, InboundService, Refused},
     keyed::{KeyedLayer, KeyedService},

@@ -4,7 +4,6 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
-    time::Instant,
 };
 
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{BoxError, CallGuard, Completes, Error, GuardedBody, TransportError};
+use super::{BoxError, CallGuard, Completes, Error, GuardedBody, Moment, TransportError};
 use crate::{
     adaptive::{self, AdaptiveLimit},
     breaker::{self, CircuitBreaker},
@@ -28,42 +27,42 @@ use crate::{
 pub trait Admission: Clone {
     /// What an admitted call holds until it ends.
     type Permit: Completes;
-    /// Admits a call at `now`, or refuses it.
-    fn admit(&self, now: Instant) -> Result<Self::Permit, Rejected>;
+    /// Admits a call that begins at `now`, or refuses it.
+    fn admit(&self, now: &mut Moment) -> Result<Self::Permit, Rejected>;
 }
 
 impl Admission for CircuitBreaker {
     type Permit = breaker::Permit;
-    fn admit(&self, now: Instant) -> Result<Self::Permit, Rejected> {
-        self.try_acquire(now)
+    fn admit(&self, now: &mut Moment) -> Result<Self::Permit, Rejected> {
+        self.try_acquire(now.instant())
     }
 }
 
 impl Admission for Bulkhead {
     type Permit = bulkhead::Permit;
-    fn admit(&self, _: Instant) -> Result<Self::Permit, Rejected> {
+    fn admit(&self, _: &mut Moment) -> Result<Self::Permit, Rejected> {
         self.try_acquire()
     }
 }
 
 impl Admission for AdaptiveLimit {
     type Permit = adaptive::Permit;
-    fn admit(&self, now: Instant) -> Result<Self::Permit, Rejected> {
-        self.try_acquire(now)
+    fn admit(&self, now: &mut Moment) -> Result<Self::Permit, Rejected> {
+        self.try_acquire(now.instant())
     }
 }
 
 impl Admission for adaptive::Partition {
     type Permit = adaptive::Permit;
-    fn admit(&self, now: Instant) -> Result<Self::Permit, Rejected> {
-        self.try_acquire(now)
+    fn admit(&self, now: &mut Moment) -> Result<Self::Permit, Rejected> {
+        self.try_acquire(now.instant())
     }
 }
 
 impl Admission for RateLimit {
     type Permit = ();
-    fn admit(&self, now: Instant) -> Result<(), Rejected> {
-        self.try_acquire(now).map(|_begun| ())
+    fn admit(&self, now: &mut Moment) -> Result<(), Rejected> {
+        self.try_acquire(now.instant()).map(|_begun| ())
     }
 }
 
@@ -236,8 +235,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let now = tokio::time::Instant::now().into_std();
-        let admitted = self.layer.core.admit(now);
+        let admitted = self.layer.core.admit(&mut Moment::now());
         PolicyFuture::ending(admitted, self.layer.ending.clone(), || {
             self.inner.call(request)
         })

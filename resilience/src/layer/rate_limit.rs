@@ -118,7 +118,7 @@ where
         let cells = layer.cost.cells(&request);
         let admitted = layer.limit.try_acquire_n(cells, now);
         let name = layer.name.as_ref();
-        let told = name.map(|name| (Arc::clone(name), layer.limit.status(now)));
+        let told = name.map(|name| Box::new((Arc::clone(name), layer.limit.status(now))));
         RateLimitFuture::new(admitted.map(|_begun| told), || self.inner.call(request))
     }
 }
@@ -225,7 +225,7 @@ where
             None => Ok(None),
             Some(key) => layer.limit.try_acquire_n(&*key, cells, now).map(|_begun| {
                 let name = layer.name.as_ref()?;
-                Some((Arc::clone(name), layer.limit.status(&*key, now)))
+                Some(Box::new((Arc::clone(name), layer.limit.status(&*key, now))))
             }),
         };
         RateLimitFuture::new(admitted, || self.inner.call(request))
@@ -236,7 +236,8 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-type Told = Option<(Arc<PolicyName>, Status)>;
+// Boxed: most limits tell nothing, and every call moves it about.
+type Told = Option<Box<(Arc<PolicyName>, Status)>>;
 
 pin_project! {
     /// The answer, or the refusal.
@@ -281,10 +282,12 @@ where
             .inner
             .as_pin_mut()
             .expect("an admitted call has a future");
+        let Some(told) = this.told else {
+            return inner.poll(cx).map_err(Error::Service);
+        };
         let mut answer = std::task::ready!(inner.poll(cx)).map_err(Error::Service)?;
-        if let Some((name, status)) = this.told {
-            name.write(answer.headers_mut(), *status);
-        }
+        let (name, status) = &**told;
+        name.write(answer.headers_mut(), *status);
         Poll::Ready(Ok(answer))
     }
 }

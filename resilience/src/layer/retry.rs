@@ -22,7 +22,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -37,8 +37,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    BoxError, CallGuard, Completes, Error, GuardedBody, PeekedBody, ReplayBody, TransportError,
-    peek::First, replay::Replay, wall_for,
+    BoxError, CallGuard, Completes, Error, GuardedBody, Moment, PeekedBody, ReplayBody,
+    TransportError, peek::First, replay::Replay, wall_for,
 };
 use crate::{
     classify,
@@ -92,6 +92,9 @@ pub struct RetryLayer(Arc<Shared>);
 struct Shared {
     config: ArcSwap<RetryConfig>,
     budget: Budget,
+    /// Whether anybody else can have the budget: a call need not say on which it is counted
+    /// otherwise.
+    lent: AtomicBool,
     cost: Option<CostBucket>,
     rng: Rng,
     stats: Counters,
@@ -132,7 +135,7 @@ impl RetryLayer {
     /// [`PolicyError`] if the configuration cannot work.
     pub fn new(config: RetryConfig) -> Result<Self, PolicyError> {
         let budget = config.new_budget()?;
-        Self::with_budget(config, budget, Rng::from_entropy())
+        Self::with(config, budget, false, Rng::from_entropy())
     }
 
     /// With a budget that others (a [`HedgeLayer`](super::HedgeLayer)) share, and a source of
@@ -141,11 +144,21 @@ impl RetryLayer {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_budget(config: RetryConfig, budget: Budget, rng: Rng) -> Result<Self, PolicyError> {
+        Self::with(config, budget, true, rng)
+    }
+
+    fn with(
+        config: RetryConfig,
+        budget: Budget,
+        lent: bool,
+        rng: Rng,
+    ) -> Result<Self, PolicyError> {
         config.validate()?;
         let cost = config.cost.map(CostBucket::new).transpose()?;
         Ok(Self(Arc::new(Shared {
             config: ArcSwap::from_pointee(config),
             budget,
+            lent: AtomicBool::new(lent),
             cost,
             rng,
             stats: Counters::default(),
@@ -154,6 +167,7 @@ impl RetryLayer {
 
     /// The budget, to share it or to read it.
     pub fn budget(&self) -> &Budget {
+        self.0.lent.store(true, Ordering::Relaxed);
         &self.0.budget
     }
 
@@ -207,14 +221,14 @@ pub type RetryBody<RB> = GuardedBody<PeekedBody<RB>, RetryHeld>;
 #[derive(Debug)]
 pub struct RetryHeld {
     // Dropped with the rest when the call is over: that is all the budget wants to know.
-    _logical: Logical,
+    _logical: Option<Logical>,
     _extra: Option<Extra>,
     cost: Option<CostBucket>,
     paid: Option<Cost>,
 }
 
 impl Completes for RetryHeld {
-    fn complete(self, outcome: Outcome, _: std::time::Instant, _: Option<Duration>) {
+    fn complete(self, outcome: Outcome, _: &mut Moment, _: Option<Duration>) {
         if let (Some(bucket), Outcome::Success) = (self.cost, outcome) {
             bucket.succeeded(self.paid);
         }
@@ -243,9 +257,11 @@ where
         let (mut head, body) = request.into_parts();
         let now = Instant::now().into_std();
         let shared = &self.shared;
-        let logical = Counted::begin(&shared.budget, &head.extensions, now);
-        // A hedge further in is of this call.
-        head.extensions.insert(Counted(shared.budget.clone()));
+        let logical = Some(Counted::begin(&shared.budget, &head.extensions, now));
+        if shared.lent.load(Ordering::Relaxed) {
+            // A hedge further in may be of this call.
+            head.extensions.insert(Counted(shared.budget.clone()));
+        }
         let config = shared.config.load_full();
         let deadline = match head.extensions.get::<Deadline>() {
             Some(deadline) => Some(*deadline),
@@ -293,7 +309,8 @@ struct Call<S, B> {
     config: Arc<RetryConfig>,
     service: S,
     tries: Tries,
-    logical: Logical,
+    /// Until its answer's body has it.
+    logical: Option<Logical>,
     extra: Option<Extra>,
     paid: Option<Cost>,
     head: Option<Parts>,
@@ -323,7 +340,7 @@ where
         if self.config.announce {
             number.inject(&mut head.headers, self.after_timeout);
         }
-        head.extensions.insert(number);
+        number.announce(&mut head.extensions);
         // The first try goes with what our caller has written.
         if let (Some(deadline), true) = (self.deadline, number.0 > 1) {
             deadline::inject(&mut head.headers, deadline.left(Instant::now().into_std()));
@@ -360,6 +377,9 @@ where
 
     /// How long to wait for the next try, which is paid for; `None`: this result is the last.
     fn next(&mut self, judgement: &Judgement, cx: &mut Context<'_>) -> Option<Duration> {
+        if !judgement.worth_a_retry {
+            return None;
+        }
         let stats = &self.shared.stats;
         let now = Instant::now().into_std();
         let time = (now, self.deadline.map(|deadline| deadline.0));
@@ -386,7 +406,8 @@ where
         }
         // The last retry is over, and its place is this one's.
         self.extra = None;
-        let paid = self.logical.try_extra(now).and_then(|extra| {
+        let logical = self.logical.as_ref()?;
+        let paid = logical.try_extra(now).and_then(|extra| {
             let cost = &self.shared.cost;
             let cost = cost
                 .as_ref()
@@ -410,9 +431,10 @@ where
         Some(wait)
     }
 
-    /// Hands the result to the caller, and the call's place in the budget to its body.
+    /// Hands the result to the caller, and the call's place in the budget to its body. Where it
+    /// stands: a call is large.
     fn finish(
-        mut self,
+        &mut self,
         result: Result_<S, B, RB>,
         outcome: Outcome,
     ) -> Result<Response<RetryBody<RB>>, Error<S::Error>> {
@@ -422,10 +444,10 @@ where
                     add(&self.shared.stats.recovered);
                 }
                 let guard = CallGuard::new(RetryHeld {
-                    _logical: self.logical,
-                    _extra: self.extra,
+                    _logical: self.logical.take(),
+                    _extra: self.extra.take(),
                     cost: self.shared.cost.clone(),
-                    paid: self.paid,
+                    paid: self.paid.take(),
                 });
                 Ok(response.map(|body| GuardedBody::new(body, guard, outcome, None)))
             }
@@ -532,8 +554,9 @@ where
                         continue;
                     }
                     Poll::Ready(Err(error)) => {
-                        let call = this.call.take().expect("there above");
-                        return Poll::Ready(call.finish(Err(error), Outcome::Cancelled));
+                        let result = call.finish(Err(error), Outcome::Cancelled);
+                        *this.call = None;
+                        return Poll::Ready(result);
                     }
                     Poll::Pending => {
                         let Some(until) = until.as_pin_mut() else {
@@ -594,8 +617,9 @@ where
                 }
             };
             let Some(wait) = call.next(&judgement, cx) else {
-                let call = this.call.take().expect("there above");
-                return Poll::Ready(call.finish(result, judgement.outcome));
+                let result = call.finish(result, judgement.outcome);
+                *this.call = None;
+                return Poll::Ready(result);
             };
             drop(result);
             // Replacing the state drops what the try held further in, before the wait.

@@ -49,7 +49,7 @@ fn trailers(code: &'static str) -> Response<Reply> {
     grpc(vec![Ok(verdict(code))])
 }
 
-type Seen = Vec<(Option<AttemptNumber>, Bytes)>;
+type Seen = Vec<(AttemptNumber, Bytes)>;
 type Service1 =
     tower::util::BoxCloneService<Request<ReplayBody<Full<Bytes>>>, Response<Reply>, Infallible>;
 
@@ -78,7 +78,7 @@ impl Callee {
             move |request: Request<ReplayBody<Full<Bytes>>>| {
                 let me = me.clone();
                 async move {
-                    let number = request.extensions().get::<AttemptNumber>().copied();
+                    let number = AttemptNumber::of(request.extensions());
                     let body = request.into_body().collect().await.expect("infallible");
                     me.seen.lock().push((number, body.to_bytes()));
                     let next = me.replies.lock().pop_front();
@@ -129,7 +129,7 @@ async fn a_call_is_tried_until_it_is_good_and_each_try_knows_its_number_and_body
     assert_eq!(status(retry.layer(callee.service()), request).await, 200);
     let seen = callee.seen.lock();
     for (n, (number, body)) in (1..).zip(&*seen) {
-        assert_eq!((number.expect("said").0, &body[..]), (n, &b"all of it"[..]));
+        assert_eq!((number.0, &body[..]), (n, &b"all of it"[..]));
     }
     let stats = retry.stats();
     assert_eq!((seen.len(), stats.retries, stats.recovered), (3, 2, 1));

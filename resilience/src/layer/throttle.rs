@@ -1,8 +1,6 @@
 //! The client-side throttle around any HTTP service.
 
-use std::time::Instant;
-
-use super::policy_layer::{Admission, AnyFailure, PolicyLayer};
+use super::{Admission, AnyFailure, Moment, PolicyLayer};
 use crate::{
     outcome::Rejected,
     throttle::{self, Throttle},
@@ -10,8 +8,8 @@ use crate::{
 
 impl Admission for Throttle {
     type Permit = throttle::Permit;
-    fn admit(&self, now: Instant) -> Result<throttle::Permit, Rejected> {
-        self.try_acquire(now)
+    fn admit(&self, now: &mut Moment) -> Result<throttle::Permit, Rejected> {
+        self.try_acquire(now.instant())
     }
 }
 
@@ -32,6 +30,7 @@ mod tests {
             atomic::{AtomicU64, Ordering},
         },
         time::Duration,
+        time::Instant,
     };
 
     use bytes::Bytes;

@@ -7,9 +7,8 @@
 //! - `two`: two threads call clones that share state, each on a runtime of its own; the time per
 //!   call as each thread sees it.
 //!
-//! Each service is driven in the same way: readied, then called, with a request of its own kind.
-//! The peers' requests are a number; ours are an HTTP request, whose making and dropping is in
-//! `baseline_http` and not in `baseline`. Subtract the one that fits.
+//! Each service is driven in the same way: readied, then called, with the same HTTP request, whose
+//! making and dropping is in `baseline`. Subtract it.
 
 use std::{
     convert::Infallible,
@@ -97,34 +96,34 @@ where
     });
 }
 
-// ---- ours -------------------------------------------------------------------------------------
-
 type Body = Empty<Bytes>;
 
-fn http_request(_: u64) -> Request<Body> {
+fn request(_: u64) -> Request<Body> {
     Request::new(Empty::new())
 }
 
-fn http_noop<B>(_: Request<B>) -> Ready<Result<Response<Body>, Infallible>> {
+fn noop<B>(_: Request<B>) -> Ready<Result<Response<Body>, Infallible>> {
     ready(Ok(Response::new(Empty::new())))
 }
 
+// ---- ours -------------------------------------------------------------------------------------
+
 fn our_own(c: &mut Criterion) {
-    let base = || service_fn(http_noop::<Body>);
-    both(c, "baseline_http", base(), http_request);
+    let base = || service_fn(noop::<Body>);
+    both(c, "baseline", base(), request);
     let core = ours::breaker::CircuitBreaker::new(Default::default()).expect("valid");
     let layer = our_layers::BreakerLayer::new(core);
-    both(c, "selvedge/breaker", layer.layer(base()), http_request);
+    both(c, "selvedge/breaker", layer.layer(base()), request);
     let layer = our_layers::BulkheadLayer::new(ours::bulkhead::Bulkhead::new(1_000));
-    both(c, "selvedge/bulkhead", layer.layer(base()), http_request);
+    both(c, "selvedge/bulkhead", layer.layer(base()), request);
     let rate = ours::rate_limit::RateLimit::new("1000000000/s".parse().expect("a rate"));
     let layer = our_layers::RateLimitLayer::new(rate);
-    both(c, "selvedge/rate_limit", layer.layer(base()), http_request);
+    both(c, "selvedge/rate_limit", layer.layer(base()), request);
     let layer = our_layers::TimeoutLayer::new(SECOND);
-    both(c, "selvedge/timeout", layer.layer(base()), http_request);
+    both(c, "selvedge/timeout", layer.layer(base()), request);
     let layer = our_layers::RetryLayer::new(Default::default()).expect("valid");
-    let base = || service_fn(http_noop::<our_layers::ReplayBody<Body>>);
-    both(c, "selvedge/retry", layer.layer(base()), http_request);
+    let base = || service_fn(noop::<our_layers::ReplayBody<Body>>);
+    both(c, "selvedge/retry", layer.layer(base()), request);
     let policy = toml::from_str(
         r#"
         timeouts = { request = "2s" }
@@ -138,7 +137,7 @@ fn our_own(c: &mut Criterion) {
     let _inside = timers.enter();
     let layer = our_layers::Stack::layer(policy.expect("a policy")).expect("valid");
     let name = "selvedge/stack(deadline+retry+breaker+bulkhead+rate_limit+balancer)";
-    both(c, name, layer.layer(base()), http_request);
+    both(c, name, layer.layer(base()), request);
 }
 
 fn our_cores(c: &mut Criterion) {
@@ -183,61 +182,57 @@ fn our_cores(c: &mut Criterion) {
 
 // ---- the peers --------------------------------------------------------------------------------
 
-fn noop(x: u64) -> Ready<Result<u64, Infallible>> {
-    ready(Ok(x))
-}
-
-fn same(x: u64) -> u64 {
-    x
-}
-
 #[derive(Clone)]
 struct NeverRetry;
 
-impl<Res, E> tower::retry::Policy<u64, Res, E> for NeverRetry {
+impl<Res, E> tower::retry::Policy<Request<Body>, Res, E> for NeverRetry {
     type Future = Ready<()>;
-    fn retry(&mut self, _: &mut u64, _: &mut Result<Res, E>) -> Option<Ready<()>> {
+    fn retry(&mut self, _: &mut Request<Body>, _: &mut Result<Res, E>) -> Option<Ready<()>> {
         None
     }
-    fn clone_request(&mut self, request: &u64) -> Option<u64> {
-        Some(*request)
+    fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {
+        Some(request.clone())
     }
 }
 
 fn towers(c: &mut Criterion) {
-    let base = || service_fn(noop);
+    let base = || service_fn(noop::<Body>);
     let builder = ServiceBuilder::new;
-    both(c, "baseline", base(), same);
     both(
         c,
         "tower/timeout",
         builder().timeout(SECOND).service(base()),
-        same,
+        request,
     );
     let limit = builder().concurrency_limit(1_000).service(base());
-    both(c, "tower/concurrency_limit", limit, same);
+    both(c, "tower/concurrency_limit", limit, request);
     both(
         c,
         "tower/retry",
         builder().retry(NeverRetry).service(base()),
-        same,
+        request,
     );
     // Not Clone: to share it takes a Buffer. It asks for a timer when it is made.
     let timers = runtime();
     let _inside = timers.enter();
     let limit = builder().rate_limit(u64::MAX, SECOND).service(base());
-    one(c, "tower/rate_limit", limit, same);
+    one(c, "tower/rate_limit", limit, request);
     let stack = builder()
         .load_shed()
         .concurrency_limit(1_000)
         .timeout(SECOND)
         .retry(NeverRetry)
         .service(base());
-    both(c, "tower/stack(load_shed+limit+timeout+retry)", stack, same);
+    both(
+        c,
+        "tower/stack(load_shed+limit+timeout+retry)",
+        stack,
+        request,
+    );
 }
 
 fn tower_resiliences(c: &mut Criterion) {
-    let base = || service_fn(noop);
+    let base = || service_fn(noop::<Body>);
     let breaker = CircuitBreakerLayer::builder()
         .failure_rate_threshold(0.5)
         .sliding_window_size(100)
@@ -247,7 +242,7 @@ fn tower_resiliences(c: &mut Criterion) {
         c,
         "tower-resilience/breaker",
         breaker.layer_fn(base()),
-        same,
+        request,
     );
     let bulkhead = BulkheadLayer::builder()
         .max_concurrent_calls(1_000)
@@ -255,13 +250,13 @@ fn tower_resiliences(c: &mut Criterion) {
         .build()
         .expect("a bulkhead");
     let bulkhead = ServiceBuilder::new().layer(bulkhead).service(base());
-    both(c, "tower-resilience/bulkhead", bulkhead, same);
-    let retry = RetryLayer::<u64, u64, _>::builder()
+    both(c, "tower-resilience/bulkhead", bulkhead, request);
+    let retry = RetryLayer::<Request<Body>, Response<Body>, _>::builder()
         .max_attempts(3)
         .exponential_backoff(Duration::from_millis(10))
         .build();
     let retry = ServiceBuilder::new().layer(retry).service(base());
-    both(c, "tower-resilience/retry", retry, same);
+    both(c, "tower-resilience/retry", retry, request);
     for (name, window) in [
         ("tower-resilience/rate_limit_fixed", WindowType::Fixed),
         (
@@ -277,14 +272,14 @@ fn tower_resiliences(c: &mut Criterion) {
             .build()
             .expect("a limiter");
         let limiter = ServiceBuilder::new().layer(limiter).service(base());
-        both(c, name, limiter, same);
+        both(c, name, limiter, request);
     }
     let time = TimeLimiterLayer::builder()
         .timeout_duration(SECOND)
         .cancel_running_future(true)
         .build();
     let time = ServiceBuilder::new().layer(time).service(base());
-    both(c, "tower-resilience/timeout", time, same);
+    both(c, "tower-resilience/timeout", time, request);
 }
 
 fn plain_calls(c: &mut Criterion) {

@@ -1,6 +1,6 @@
 //! What a try holds until its answer has ended.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Response;
 
@@ -8,7 +8,7 @@ use crate::{
     adaptive,
     balance::{Key, Pick},
     breaker, bulkhead,
-    layer::{CallGuard, Completes, EitherBody, FixedBody, GuardedBody},
+    layer::{CallGuard, Completes, EitherBody, FixedBody, GuardedBody, Moment},
     outcome::Outcome,
     retry::{
         Judgement,
@@ -46,22 +46,22 @@ pub(super) type Paid = (Option<Logical>, Option<Extra>);
 
 impl<K> Held<K> {
     /// The call has ended. What is held is ended where it stands: it is large.
-    fn end(&mut self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
+    fn end(&mut self, outcome: Outcome, ended: &mut Moment, retry_after: Option<Duration>) {
         if self.pick.is_none() {
             // Some policy has not let it through yet: it has nothing to say about the callee.
             return;
         }
-        Completes::complete(self.throttle.take(), outcome, now, retry_after);
-        Completes::complete(self.breaker.take(), outcome, now, retry_after);
-        Completes::complete(self.bulkhead.take(), outcome, now, retry_after);
-        Completes::complete(self.concurrency.take(), outcome, now, retry_after);
-        Completes::complete(self.pick.take(), outcome, now, retry_after);
+        Completes::complete(self.throttle.take(), outcome, ended, retry_after);
+        Completes::complete(self.breaker.take(), outcome, ended, retry_after);
+        Completes::complete(self.bulkhead.take(), outcome, ended, retry_after);
+        Completes::complete(self.concurrency.take(), outcome, ended, retry_after);
+        Completes::complete(self.pick.take(), outcome, ended, retry_after);
     }
 }
 
 impl<K> Completes for Box<Held<K>> {
-    fn complete(mut self, outcome: Outcome, now: Instant, retry_after: Option<Duration>) {
-        self.end(outcome, now, retry_after);
+    fn complete(mut self, outcome: Outcome, ended: &mut Moment, retry_after: Option<Duration>) {
+        self.end(outcome, ended, retry_after);
     }
 }
 
@@ -108,7 +108,8 @@ impl<K> Entry<K> {
         if let Some(held) = &mut self.0 {
             let failed = judgement.outcome.is_failure();
             let retry_after = judgement.after.filter(|_| failed);
-            held.end(judgement.outcome, now.into_std(), retry_after);
+            let mut ended = Moment::from(now.into_std());
+            held.end(judgement.outcome, &mut ended, retry_after);
             self.0 = None;
         }
     }
@@ -125,8 +126,7 @@ impl<K> Entry<K> {
 impl<K> Drop for Entry<K> {
     fn drop(&mut self) {
         if let Some(held) = &mut self.0 {
-            let now = tokio::time::Instant::now().into_std();
-            held.end(Outcome::Cancelled, now, None);
+            held.end(Outcome::Cancelled, &mut Moment::now(), None);
         }
     }
 }
