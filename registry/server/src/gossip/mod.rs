@@ -49,7 +49,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chitchat::{
@@ -415,13 +415,35 @@ async fn watch_members(
         }
         let patience = interval * PATIENCE * (1 + health.score());
         let sightings = sightings(&*chitchat.lock().await);
-        let events = roster.observe(now(), sightings.into_iter(), patience);
+        let at = now();
+        let events = roster.observe(at, sightings.into_iter(), patience);
         let dead = roster.dead();
         let died = events.iter().filter(|(_, event)| *event == Event::Failed);
         let died = died.map(|(node, _)| node);
-        let isolated = isolation.observe(now(), roster.heard(), dead.keys(), died);
+        let isolated = isolation.observe(at, roster.heard(), dead.keys(), died);
+        for (node, event) in &events {
+            say(&roster, node, *event, at, patience, health.score());
+        }
         watched.show(&roster, dead, isolated, health.score(), &events);
     }
+}
+
+/// Writes down what happened to a server; of a verdict, what it was reached by.
+fn say(roster: &Roster, node: &NodeId, event: Event, at: Instant, patience: Duration, score: u32) {
+    let what = event.text();
+    if event != Event::Failed {
+        tracing::info!(peer = %node, event = what, "membership changed");
+        return;
+    }
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    tracing::warn!(
+        peer = %node,
+        event = what,
+        silent_ms = roster.silent_for(node, at).map(ms),
+        patience_ms = ms(patience),
+        score,
+        "membership changed"
+    );
 }
 
 fn sightings(chitchat: &Chitchat) -> Vec<Sighting> {
@@ -447,16 +469,10 @@ impl Watched {
         score: u32,
         events: &[(NodeId, Event)],
     ) {
-        for (node, event) in events {
+        for (_, event) in events {
             let nth = Event::ALL.iter().position(|one| one == event);
             if let Some(count) = nth.and_then(|nth| self.events.get(nth)) {
                 count.fetch_add(1, Ordering::Relaxed);
-            }
-            let what = event.text();
-            if *event == Event::Failed {
-                tracing::warn!(peer = %node, event = what, "membership changed");
-            } else {
-                tracing::info!(peer = %node, event = what, "membership changed");
             }
         }
         if isolated != *self.isolated.borrow() {

@@ -256,6 +256,13 @@ impl Roster {
             .collect()
     }
 
+    /// How long `node` has given no sign of life at `now`, not counting when this process stood
+    /// still: what it is declared dead by.
+    pub fn silent_for(&self, node: &str, now: Instant) -> Option<Duration> {
+        let known = self.known.get(node)?;
+        Some(now.saturating_duration_since(known.progressed))
+    }
+
     /// Peers that are heard of.
     pub fn heard(&self) -> usize {
         let heard = |(node, known): &(&NodeId, &Known)| {

@@ -369,6 +369,13 @@ fn one_link_or_ones_own_pause_kills_nobody() {
     let late = now + minute + Duration::from_secs(1);
     let events = roster.observe(late, [life(5, 3, false)].into_iter(), PATIENCE);
     assert_eq!(events, vec![], "this process stood still, not that server");
+    // A verdict says what it was reached by: the silence, and not that standstill.
+    let later = late + PATIENCE;
+    let events = roster.observe(later, [life(5, 3, false)].into_iter(), PATIENCE);
+    assert_eq!(events, [("a".into(), Event::Failed)]);
+    let silent = PATIENCE + Duration::from_secs(1);
+    assert_eq!(roster.silent_for("a", later), Some(silent));
+    assert_eq!(roster.silent_for("b", later), None);
 }
 
 #[test]
