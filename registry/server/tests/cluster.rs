@@ -1,7 +1,11 @@
 //! Several servers: what one accepts all know, and what one knew survives it.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
+use futures_util::future::join_all;
 use selvedge_registry::{InstanceStatus, client::Discovery, wire::MemberState};
 use selvedge_registry_server::{RegistryServer, catalogue::Catalogue, server::Origin};
 
@@ -200,4 +204,111 @@ async fn a_change_is_not_lost_when_the_lease_moves_at_the_same_time() {
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
+}
+
+/// Three servers, one instance, and changes of it at all of them at once: a key of metadata each, an
+/// operator's word and the instance's own. Whoever keeps the lease puts them into one record.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_at_several_servers_at_once_are_all_in_the_record() {
+    const ROUNDS: usize = 20;
+    let all = cluster().await;
+    let path = "/v1/services/orders/instances/o1";
+    let body = r#"{"addr":"10.0.0.7:80","ttl":"1h"}"#;
+    assert_eq!(ask(&all[1], ("PUT", path), body).await.status, 200);
+    let (service, id) = (name("orders"), "o1".parse().expect("id"));
+    let read = |server: &RegistryServer| server.shared().read(|c| c.live(&service, &id));
+    eventually("all know it", || async {
+        all.iter().all(|server| read(server).is_some())
+    })
+    .await;
+    let (all, read) = (&all, &read);
+    let patching = all.iter().enumerate().map(|(n, server)| async move {
+        for round in 0..ROUNDS {
+            let key = format!("k{n}-{round}");
+            let patch = format!(r#"{{"{key}":"v","shared":"{n}-{round}"}}"#);
+            let answer = ask(server, ("PATCH", &format!("{path}/metadata")), &patch).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let metadata = &answer.json()["metadata"];
+            assert_eq!(
+                (&metadata[&key], &metadata["shared"]),
+                (&"v".into(), &format!("{n}-{round}").into())
+            );
+            // What was written here is read here, at once.
+            let known = read(server).expect("registered");
+            assert_eq!(known.metadata.get(&key).map(String::as_str), Some("v"));
+        }
+    });
+    let overruling = async {
+        let (out, starting) = (r#"{"status":"OUT_OF_SERVICE"}"#, r#"{"status":"STARTING"}"#);
+        let overruled = ask(&all[0], ("PUT", &format!("{path}/override")), out).await;
+        let said = ask(&all[2], ("PUT", &format!("{path}/status")), starting).await;
+        assert_eq!((overruled.status, said.status), (204, 204));
+    };
+    tokio::join!(join_all(patching), overruling);
+    eventually("all hold the same", || async {
+        let hashes: BTreeSet<u64> = all
+            .iter()
+            .map(|s| s.shared().read(Catalogue::hash))
+            .collect();
+        hashes.len() == 1
+    })
+    .await;
+    for server in all {
+        let record = read(server).expect("registered");
+        for n in 0..3 {
+            for round in 0..ROUNDS {
+                let key = format!("k{n}-{round}");
+                assert!(record.metadata.contains_key(&key), "{key} is lost");
+            }
+        }
+        assert_eq!(record.overridden, Some(InstanceStatus::OutOfService));
+        assert_eq!(record.reported, InstanceStatus::Starting);
+        assert_eq!(record.owner, "n2", "nobody took the lease over for it");
+    }
+    // Together they may not exceed what each may not: the keeper of the lease looks.
+    let patch = |from: usize| -> String {
+        let keys: BTreeMap<_, _> = (from..from + 2).map(|n| (format!("x{n}"), "v")).collect();
+        serde_json::to_string(&keys).expect("serialises")
+    };
+    let metadata = format!("{path}/metadata");
+    let (one, other) = (patch(0), patch(2));
+    let (one, other) = tokio::join!(
+        ask(&all[0], ("PATCH", &metadata), &one),
+        ask(&all[2], ("PATCH", &metadata), &other)
+    );
+    let mut statuses = [one.status, other.status];
+    statuses.sort_unstable();
+    assert_eq!(
+        statuses,
+        [200, 400],
+        "61 keys and twice two are more than 64"
+    );
+}
+
+/// The server that keeps the lease is gone and nobody has noticed yet: the change is made where it
+/// was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_does_not_wait_for_a_server_that_is_gone() {
+    let [a, b, c] = cluster().await;
+    let path = "/v1/services/orders/instances/o1";
+    let body = r#"{"addr":"10.0.0.7:80","ttl":"1h"}"#;
+    assert_eq!(ask(&a, ("PUT", path), body).await.status, 200);
+    eventually("all know it", || async {
+        [&b, &c]
+            .iter()
+            .all(|server| server.shared().catalogue().len() == 1)
+    })
+    .await;
+    drop(a);
+    let answer = ask(&b, ("PATCH", &format!("{path}/metadata")), r#"{"k":"v"}"#).await;
+    assert_eq!(
+        (answer.status, &answer.json()["owner"]),
+        (200, &"n2".into())
+    );
+    eventually("the other has it", || async {
+        let (service, id) = (name("orders"), "o1".parse().expect("id"));
+        let known = c.shared().read(|c| c.live(&service, &id));
+        known.is_some_and(|known| known.metadata.contains_key("k"))
+    })
+    .await;
 }

@@ -12,7 +12,7 @@ use selvedge_registry::{
     api::{
         LeaseReason, LeaseRefused, MAX_BATCH, MetadataPatch, RenewBatch, Renewals, StatusRequest,
     },
-    wire::{InstanceRecord, RegisterRequest, RenewRequest, check_metadata},
+    wire::{InstanceRecord, RegisterRequest, RenewRequest},
 };
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     audit::Who,
-    server::{Origin, Refused},
+    server::{Edit, Origin, Refused},
 };
 
 /// Writes down what became of a write.
@@ -153,18 +153,28 @@ pub(super) async fn deregister(
     audited(&who, "deregister", (&service, &id), result)
 }
 
+/// A change by somebody, and what the instance is with it.
+async fn edit(
+    api: &Api,
+    who: &Who,
+    action: &'static str,
+    (service, id): (ServiceName, InstanceId),
+    edit: Edit,
+) -> Result<InstanceRecord, Refusal> {
+    let result = api.shared.edit(&service, &id, edit).await;
+    let result = result.map_err(|refused| Refusal::of(&refused, &service, &id));
+    audited(who, action, (&service, &id), result)
+}
+
 pub(super) async fn set_status(
     State(api): App,
     who: Who,
     Names(service, id): Names,
     Document(request): Document<StatusRequest>,
 ) -> Result<StatusCode, Refusal> {
-    let result = api
-        .shared
-        .set_reported(&service, &id, request.status)
-        .map(|_| StatusCode::NO_CONTENT)
-        .map_err(|refused| Refusal::of(&refused, &service, &id));
-    audited(&who, "status", (&service, &id), result)
+    let change = Edit::Status(request.status);
+    edit(&api, &who, "status", (service, id), change).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn set_override(
@@ -173,12 +183,9 @@ pub(super) async fn set_override(
     Names(service, id): Names,
     Document(request): Document<StatusRequest>,
 ) -> Result<StatusCode, Refusal> {
-    let result = api
-        .shared
-        .set_override(&service, &id, Some(request.status))
-        .map(|_| StatusCode::NO_CONTENT)
-        .map_err(|refused| Refusal::of(&refused, &service, &id));
-    audited(&who, "override", (&service, &id), result)
+    let change = Edit::Override(Some(request.status));
+    edit(&api, &who, "override", (service, id), change).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn drop_override(
@@ -186,12 +193,9 @@ pub(super) async fn drop_override(
     who: Who,
     Names(service, id): Names,
 ) -> Result<StatusCode, Refusal> {
-    let result = api
-        .shared
-        .set_override(&service, &id, None)
-        .map(|_| StatusCode::NO_CONTENT)
-        .map_err(|refused| Refusal::of(&refused, &service, &id));
-    audited(&who, "override-drop", (&service, &id), result)
+    let change = Edit::Override(None);
+    edit(&api, &who, "override-drop", (service, id), change).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn metadata(
@@ -200,24 +204,10 @@ pub(super) async fn metadata(
     Names(service, id): Names,
     Document(patch): Document<MetadataPatch>,
 ) -> Result<Json<InstanceRecord>, Refusal> {
-    let Some(now) = api.shared.catalogue().live(&service, &id) else {
-        return Err(Refusal::of(&Refused::Unknown, &service, &id));
-    };
-    // Two patches at once may together exceed the limit by one patch: it bounds memory, it is no
-    // invariant.
-    let mut after = now.metadata;
-    for (key, value) in &patch {
-        match value {
-            Some(value) => after.insert(key.clone(), value.clone()),
-            None => after.remove(key),
-        };
-    }
-    check_metadata(&after).map_err(Refusal::bad)?;
-    let result = api
-        .shared
-        .merge_metadata(&service, &id, patch)
-        .map_err(|refused| Refusal::of(&refused, &service, &id));
-    audited(&who, "metadata", (&service, &id), result).map(Json)
+    let change = Edit::Metadata(patch);
+    edit(&api, &who, "metadata", (service, id), change)
+        .await
+        .map(Json)
 }
 
 pub(super) async fn one(State(api): App, Names(service, id): Names) -> Result<Response, Refusal> {

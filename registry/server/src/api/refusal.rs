@@ -97,6 +97,7 @@ impl Refusal {
                 ))
             }
             Refused::Limit { what, limit } => Self::full(what, *limit),
+            Refused::Invalid(why) => Self::bad(why),
             Refused::NotServing => Self::not_ready(),
         }
     }

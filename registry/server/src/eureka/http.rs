@@ -60,7 +60,7 @@ async fn serve(State(eureka): State<Arc<Eureka>>, request: Request) -> Response 
     match parts.method {
         Method::GET | Method::HEAD => call.read(&path).await,
         Method::POST => call.post(&path, body).await,
-        Method::PUT => call.put(&path),
+        Method::PUT => call.put(&path).await,
         Method::DELETE => call.delete(&path),
         _ => empty(StatusCode::METHOD_NOT_ALLOWED),
     }
@@ -235,7 +235,7 @@ impl Call<'_> {
         self.eureka.told_by(self.from, key, apply)
     }
 
-    fn put(&self, path: &[&str]) -> Response {
+    async fn put(&self, path: &[&str]) -> Response {
         let dirty = value_of(self.query, "lastDirtyTimestamp");
         let dirty = dirty.and_then(|text| text.parse().ok());
         let done = match path {
@@ -261,7 +261,7 @@ impl Call<'_> {
             ["apps", app, id, "metadata"] => match Named::new(app, id) {
                 Some(named) => {
                     let pairs = self.query.to_vec();
-                    self.by(&named, || self.eureka.merge_metadata(&named, pairs))
+                    self.eureka.merge_metadata(&named, pairs, self.from).await
                 }
                 None => Done::Unknown,
             },

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use http::StatusCode;
 use selvedge_registry::{
     InstanceId, InstanceStatus, ServiceName,
-    wire::{InstanceRecord, RegisterRequest, check_metadata},
+    wire::{InstanceRecord, RegisterRequest},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     catalogue::{Body, Key, Record},
-    server::{Origin, Refused},
+    server::{Edit, Origin, Refused},
 };
 
 /// What an operation ends with.
@@ -56,6 +56,7 @@ impl From<Refused> for Done {
             // Decided by lastDirtyTimestamp before; another server's write came between.
             Refused::Later { .. } => Self::Ok,
             Refused::Limit { what, limit } => Self::Elsewhere(format!("at most {limit} {what}")),
+            Refused::Invalid(why) => Self::Bad(why),
             Refused::NotServing => Self::Elsewhere("this server cannot know yet".to_owned()),
         }
     }
@@ -167,7 +168,8 @@ impl Eureka {
             Ok(record) => {
                 let word = instance.overridden;
                 if word != InstanceStatus::Unknown && record.overridden.is_none() {
-                    return match self.shared.set_override(service, id, Some(word)) {
+                    let word = Edit::Override(Some(word));
+                    return match self.shared.edit_here(service, id, word) {
                         Ok(_) => Done::Ok,
                         Err(refused) => refused.into(),
                     };
@@ -269,20 +271,25 @@ impl Eureka {
     }
 
     /// PUT `/apps/{app}/{id}/metadata`.
-    pub(crate) fn merge_metadata(&self, named: &Named, pairs: Vec<(String, String)>) -> Done {
-        let Some((record, _)) = self.find(named) else {
+    pub(crate) async fn merge_metadata(
+        &self,
+        named: &Named,
+        pairs: Vec<(String, String)>,
+        from: Via,
+    ) -> Done {
+        if self.find(named).is_none() {
             return self.unknown();
-        };
-        let mut all = record.metadata;
-        all.extend(pairs.iter().cloned());
-        if let Err(why) = check_metadata(&all) {
-            return Done::Bad(why);
         }
         let changes = pairs.into_iter().map(|(k, v)| (k, Some(v))).collect();
-        let merged = self
-            .shared
-            .merge_metadata(&named.service, &named.id, changes);
-        merged.map_or_else(Done::from, |_| Done::Ok)
+        let edit = Edit::Metadata(changes);
+        let (service, id) = (&named.service, &named.id);
+        let done = |merged: Result<_, Refused>| merged.map_or_else(Done::from, |_| Done::Ok);
+        match from {
+            Via::Client => done(self.shared.edit(service, id, edit).await),
+            Via::Peer => self.heard_from_peer((service.clone(), id.clone()), || {
+                done(self.shared.edit_here(service, id, edit))
+            }),
+        }
     }
 
     /// Changes a record and what Eureka keeps beside it in one step.

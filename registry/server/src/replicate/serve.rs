@@ -23,7 +23,7 @@ use super::{
 use crate::{
     catalogue::{BUCKETS, Record},
     log::Log,
-    server::Shared,
+    server::{EditAnswer, EditQuestion, Shared},
 };
 
 /// How long changes are collected after some were sent. A first one goes at once: who registers at
@@ -50,6 +50,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/replicate/sums", post(sums))
         .route("/v1/replicate/renew", post(renew))
         .route("/v1/replicate/handoff", post(handoff))
+        .route("/v1/replicate/edit", post(edit))
         .layer(DefaultBodyLimit::max(MAX_QUESTION))
         .with_state(shared)
 }
@@ -332,6 +333,10 @@ async fn renew(State(shared): App, Json(question): Json<RenewQuestion>) -> Json<
         }
     }
     Json(answer)
+}
+
+async fn edit(State(shared): App, Json(question): Json<EditQuestion>) -> Json<EditAnswer> {
+    Json(shared.edit_for(question))
 }
 
 /// Leases that a leaving server hands over, with the milliseconds that remain of them.

@@ -1,6 +1,7 @@
 //! One server: its catalogue, its leases, its part in the cluster.
 
 mod accept;
+mod edits;
 mod passed_on;
 mod ready;
 mod shared;
@@ -30,9 +31,11 @@ use tokio::{
 
 pub use self::{
     accept::Incoming,
+    edits::Edit,
     shared::{Caps, Counters, Origin, Refused, Renewed, Shared, WallClock, system_clock},
 };
 pub(crate) use self::{
+    edits::{EditAnswer, EditQuestion},
     passed_on::{Errand, PassedRenewal},
     shared::now,
 };

@@ -43,6 +43,8 @@ pub enum Refused {
         /// How many there may be.
         limit: usize,
     },
+    /// It would break a limit of what an instance may say.
+    Invalid(String),
     /// This server is catching up and cannot know, or leaves: another one can.
     NotServing,
 }

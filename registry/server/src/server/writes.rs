@@ -1,10 +1,10 @@
 //! What instances and operators ask for: each is stamped, taken, logged for the other servers, and
 //! told to the watchers.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use selvedge_registry::{
-    InstanceId, InstanceStatus, ServiceName,
+    InstanceId, ServiceName,
     wire::{InstanceRecord, PolicyRecord, RegisterRequest},
 };
 use selvedge_resilience::TrafficPolicy;
@@ -239,71 +239,6 @@ impl Shared {
         }
     }
 
-    /// Changes what the instance says of itself.
-    ///
-    /// # Errors
-    /// [`Refused::Unknown`] if it is not registered.
-    pub fn set_reported(
-        &self,
-        service: &ServiceName,
-        id: &InstanceId,
-        status: InstanceStatus,
-    ) -> Result<InstanceRecord, Refused> {
-        self.change(service, id, |instance| instance.reported = status)
-    }
-
-    /// Sets, or takes back, an operator's word about it.
-    ///
-    /// # Errors
-    /// [`Refused::Unknown`] if it is not registered.
-    pub fn set_override(
-        &self,
-        service: &ServiceName,
-        id: &InstanceId,
-        status: Option<InstanceStatus>,
-    ) -> Result<InstanceRecord, Refused> {
-        self.change(service, id, |instance| instance.overridden = status)
-    }
-
-    /// Merges metadata: `None` takes a key away. Limits are the caller's to check.
-    ///
-    /// # Errors
-    /// [`Refused::Unknown`] if it is not registered.
-    pub fn merge_metadata(
-        &self,
-        service: &ServiceName,
-        id: &InstanceId,
-        changes: BTreeMap<String, Option<String>>,
-    ) -> Result<InstanceRecord, Refused> {
-        self.change(service, id, |instance| {
-            for (key, value) in changes {
-                match value {
-                    Some(value) => instance.metadata.insert(key, value),
-                    None => instance.metadata.remove(&key),
-                };
-            }
-        })
-    }
-
-    /// Sets, or takes away, what a dialect must give back.
-    ///
-    /// # Errors
-    /// [`Refused::Unknown`] if it is not registered.
-    pub fn set_dialect(
-        &self,
-        service: &ServiceName,
-        id: &InstanceId,
-        name: &str,
-        value: Option<String>,
-    ) -> Result<InstanceRecord, Refused> {
-        self.change(service, id, |instance| {
-            match value {
-                Some(value) => instance.dialects.insert(name.to_owned(), value),
-                None => instance.dialects.remove(name),
-            };
-        })
-    }
-
     /// Changes a live instance in one step. Another server's becomes ours, with a whole lease: a
     /// record has one writer, and the instance's next renewals find their way.
     ///
@@ -315,12 +250,28 @@ impl Shared {
         id: &InstanceId,
         edit: impl FnOnce(&mut InstanceRecord),
     ) -> Result<InstanceRecord, Refused> {
+        self.try_change(service, id, |instance| {
+            edit(instance);
+            Ok(())
+        })
+    }
+
+    /// [`change`](Self::change), if `edit` agrees.
+    ///
+    /// # Errors
+    /// [`Refused::Unknown`] if it is not registered, or what `edit` says; nothing changes then.
+    pub(super) fn try_change(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        edit: impl FnOnce(&mut InstanceRecord) -> Result<(), Refused>,
+    ) -> Result<InstanceRecord, Refused> {
         let mut state = self.state.write();
         let record = state.store.catalogue().live_record(service, id).cloned();
         let record = record.ok_or_else(|| self.unknown())?;
         let before = record.instance().ok_or(Refused::Unknown)?;
         let mut instance = before.clone();
-        edit(&mut instance);
+        edit(&mut instance)?;
         instance.settle();
         if instance == before {
             return Ok(before);

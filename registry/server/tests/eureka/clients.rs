@@ -5,7 +5,7 @@
 use std::{process::Stdio, sync::atomic::Ordering, time::Duration};
 
 use selvedge_registry::{InstanceStatus, client::Registration};
-use selvedge_registry_server::RegistryServer;
+use selvedge_registry_server::{RegistryServer, server::Edit};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
@@ -96,7 +96,9 @@ async fn round(
         "i1".parse().expect("an id"),
     );
     let out = Some(InstanceStatus::OutOfService);
-    shared.set_override(&called, &i1, out).expect("is there");
+    shared
+        .edit_here(&called, &i1, Edit::Override(out))
+        .expect("is there");
     program.says("OUT_OF_SERVICE").await;
     // Nobody else renews from now on.
     orders.deregister().await;

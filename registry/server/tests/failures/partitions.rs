@@ -6,7 +6,7 @@ use selvedge_registry::{
     InstanceStatus,
     wire::{MemberInfo, MemberState},
 };
-use selvedge_registry_server::{catalogue::Catalogue, gossip::testing::Link};
+use selvedge_registry_server::{catalogue::Catalogue, gossip::testing::Link, server::Edit};
 
 use super::{Cluster, Fleet, LEASE, Removals, ids, key, text, texts, until};
 
@@ -184,7 +184,7 @@ async fn clocks_that_jump_an_hour_either_way_lose_and_revive_nothing() {
         let down = Some(InstanceStatus::OutOfService);
         cluster
             .shared(2)
-            .set_override(&service, &id, down)
+            .edit_here(&service, &id, Edit::Override(down))
             .expect("known");
     }
     cluster.converges_to(&fleet.alive()).await;

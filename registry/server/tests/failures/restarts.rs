@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use selvedge_registry::InstanceStatus;
-use selvedge_registry_server::catalogue::Catalogue;
+use selvedge_registry_server::{catalogue::Catalogue, server::Edit};
 
 use super::{Cluster, Fleet, LEASE, Removals, ids, key, text, until};
 
@@ -17,7 +17,7 @@ async fn all_are_killed_and_serve_the_same_again() {
     cluster.converges_to(&fleet.alive()).await;
     cluster
         .shared(1)
-        .set_override(&service, &id, out)
+        .edit_here(&service, &id, Edit::Override(out))
         .expect("known");
     let policy = selvedge_resilience::TrafficPolicy::default();
     cluster.shared(2).put_policy(service.clone(), policy, "ops");
