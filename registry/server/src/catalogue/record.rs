@@ -1,6 +1,6 @@
 //! What servers tell each other about an instance, and which of two such words is the later.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use selvedge_registry::{
     InstanceId, InstanceStatus, ServiceName,
@@ -133,6 +133,14 @@ impl Record {
             serde_json::from_str(live.text()).expect("was read or written by us before");
         self.stamp.owner.as_ref().clone_into(&mut instance.owner);
         Some(instance)
+    }
+
+    /// Its lease, if it is registered.
+    pub fn ttl(&self) -> Option<Duration> {
+        match &self.body {
+            Body::Live(live) => Some(Duration::from_millis(u64::from(live.ttl_ms))),
+            _ => None,
+        }
     }
 
     /// The operator's word about it.

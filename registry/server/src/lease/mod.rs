@@ -130,6 +130,10 @@ pub struct Overdue {
     pub zone: Arc<str>,
     /// Silent for so long that it is no longer expected.
     pub written_off: bool,
+    /// When it ran out, on the clock of the leases.
+    pub deadline: u64,
+    /// How long it was.
+    pub ttl: Duration,
 }
 
 /// Renewals passed on in a row by one server after which the lease moves there.
@@ -370,6 +374,19 @@ impl Leases {
         }
     }
 
+    /// It has been heard of elsewhere, and has so much left, if not more.
+    pub fn prolong(&self, key: &Key, remaining: Duration, now: Instant) {
+        let deadline = self.clock.now(now) + remaining.as_millis() as u64;
+        let mut shard = self.shard(&key.0, &key.1).lock();
+        if shard
+            .leases
+            .get(key)
+            .is_some_and(|lease| lease.deadline < deadline)
+        {
+            shard.extend(key, deadline);
+        }
+    }
+
     /// No longer this server's affair.
     pub fn release(&self, key: &Key) {
         if self.shard(&key.0, &key.1).lock().remove(key).is_some() {
@@ -476,6 +493,8 @@ impl Leases {
                     key: key.clone(),
                     zone: Arc::clone(&lease.zone.name),
                     written_off: lease.stage == Stage::WrittenOff,
+                    deadline: lease.deadline,
+                    ttl: Duration::from_millis(u64::from(lease.ttl)),
                 };
                 if wanted(&overdue) {
                     taken.push(overdue);

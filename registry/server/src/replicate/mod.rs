@@ -6,6 +6,7 @@
 //!   every ten seconds:       hashes by bucket; one that differs twice is fetched
 //!   a stream that cannot be had:   what differs, from a server that has it
 //!   a renewal here of a lease kept there:  passed on, a batch at a time
+//!   a lease that is over:    the others are asked whether they have heard of it
 //! ```
 //!
 //! A follower says how far it is. If the log still reaches back to there it gets what came since;
@@ -23,6 +24,7 @@ mod catch_up;
 mod follow;
 pub(crate) mod frame;
 pub mod peer;
+mod second_word;
 mod serve;
 mod turn_over;
 
@@ -32,6 +34,7 @@ pub use serve::router;
 pub(crate) use {
     catch_up::{bootstrap, who_serves},
     follow::follow_everybody,
+    second_word::ask_for_ever,
     turn_over::{hand_off, pass_on_for_ever},
 };
 

@@ -40,6 +40,26 @@ pub fn tcp() -> Connect {
     })
 }
 
+/// A peer answered, and not with what was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} answered {status}, expected 200")]
+pub(crate) struct Refused {
+    path: String,
+    status: StatusCode,
+}
+
+impl Refused {
+    fn of(path: &str, status: StatusCode) -> BoxError {
+        let path = path.to_owned();
+        Box::new(Self { path, status })
+    }
+
+    /// What it answered, if that is why a call failed.
+    pub(crate) fn status_of(error: &BoxError) -> Option<StatusCode> {
+        error.downcast_ref::<Self>().map(|refused| refused.status)
+    }
+}
+
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Silence after which a peer is given up for now.
@@ -119,7 +139,7 @@ impl Peers {
             let response = sender.send_request(request).await?;
             match response.status() {
                 StatusCode::OK => Ok(response.into_body()),
-                status => Err(format!("{path} answered {status}, expected 200").into()),
+                status => Err(Refused::of(path, status)),
             }
         };
         tokio::time::timeout(STALL, opening).await?
@@ -146,7 +166,7 @@ impl Peers {
             let response = sender.send_request(request).await?;
             let status = response.status();
             if status != StatusCode::OK {
-                return Err(format!("{path} answered {status}, expected 200").into());
+                return Err(Refused::of(path, status));
             }
             let answer = Limited::new(response.into_body(), MAX_ANSWER);
             Ok(serde_json::from_slice(&answer.collect().await?.to_bytes())?)

@@ -19,6 +19,7 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{
     HEARTBEAT,
     frame::{Buckets, Head, Out, Position, Sums},
+    second_word::{HeardAnswer, HeardQuestion},
 };
 use crate::{
     catalogue::{BUCKETS, Record},
@@ -50,6 +51,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/replicate/sums", post(sums))
         .route("/v1/replicate/renew", post(renew))
         .route("/v1/replicate/handoff", post(handoff))
+        .route("/v1/replicate/heard", post(heard))
         .route("/v1/replicate/edit", post(edit))
         .layer(DefaultBodyLimit::max(MAX_QUESTION))
         .with_state(shared)
@@ -337,6 +339,15 @@ async fn renew(State(shared): App, Json(question): Json<RenewQuestion>) -> Json<
 
 async fn edit(State(shared): App, Json(question): Json<EditQuestion>) -> Json<EditAnswer> {
     Json(shared.edit_for(question))
+}
+
+async fn heard(State(shared): App, Json(question): Json<HeardQuestion>) -> Json<HeardAnswer> {
+    let over = question.over.into_iter().enumerate();
+    Json(HeardAnswer {
+        heard: over
+            .filter_map(|(n, record)| shared.has_heard(n, record))
+            .collect(),
+    })
 }
 
 /// Leases that a leaving server hands over, with the milliseconds that remain of them.

@@ -24,14 +24,20 @@ pub(crate) async fn pass_on_for_ever(shared: Arc<Shared>) {
         shared.passed_on.arrived.notified().await;
         tokio::time::sleep(COLLECT).await;
         for ((to, errand), renewals) in shared.passed_on.take() {
+            let sent = now();
+            shared.passed_on.sent(&renewals, sent);
             // One that hangs must not hold up the renewals of the others.
-            tokio::spawn(pass_on(Arc::clone(&shared), to, errand, renewals));
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move {
+                pass_on(&shared, &to, errand, &renewals).await;
+                shared.passed_on.settled(&renewals, sent);
+            });
         }
     }
 }
 
-async fn pass_on(shared: Arc<Shared>, to: NodeId, errand: Errand, renewals: Vec<PassedRenewal>) {
-    let addr = shared.members.borrow().get(&to).map(|m| m.http);
+async fn pass_on(shared: &Shared, to: &NodeId, errand: Errand, renewals: &[PassedRenewal]) {
+    let addr = shared.members.borrow().get(to).map(|m| m.http);
     let question = RenewQuestion {
         via: shared.node.to_string(),
         find: errand == Errand::Find,

@@ -1,6 +1,7 @@
 //! One server: its catalogue, its leases, its part in the cluster.
 
 mod accept;
+mod doubts;
 mod edits;
 mod passed_on;
 mod ready;
@@ -207,6 +208,7 @@ impl RegistryServer {
         }
         tasks.spawn(replicate::follow_everybody(Arc::clone(&shared)));
         tasks.spawn(replicate::pass_on_for_ever(Arc::clone(&shared)));
+        tasks.spawn(replicate::ask_for_ever(Arc::clone(&shared)));
         tasks.spawn(sweep::sweep_for_ever(Arc::clone(&shared)));
         let alone_after = (!config.gossip.seeds.is_empty()).then_some(config.gossip.join_timeout.0);
         tasks.spawn(ready::become_ready(

@@ -4,7 +4,7 @@
 //! each server took the lease over with every renewal, the catalogue would see as many writes as
 //! there are renewals. So a renewal goes on to the server that keeps the lease, a batch at a time.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -31,6 +31,8 @@ pub(crate) enum Errand {
 #[derive(Debug, Default)]
 pub(crate) struct PassedOn {
     waiting: Mutex<HashMap<(NodeId, Errand), Vec<PassedRenewal>>>,
+    /// Those that were sent and not answered yet, and since when.
+    under_way: Mutex<HashMap<Key, Instant>>,
     /// Wakes whoever sends.
     pub(crate) arrived: Notify,
 }
@@ -47,6 +49,27 @@ impl PassedOn {
         drop(waiting);
         self.arrived.notify_one();
         true
+    }
+
+    /// These are sent `at`.
+    pub(crate) fn sent(&self, renewals: &[PassedRenewal], at: Instant) {
+        let mut under_way = self.under_way.lock();
+        under_way.extend(renewals.iter().map(|(key, _)| (key.clone(), at)));
+    }
+
+    /// What became of those that were sent `at` is known.
+    pub(crate) fn settled(&self, renewals: &[PassedRenewal], at: Instant) {
+        let mut under_way = self.under_way.lock();
+        for (key, _) in renewals {
+            if under_way.get(key).is_some_and(|sent| *sent <= at) {
+                under_way.remove(key);
+            }
+        }
+    }
+
+    /// Since when a renewal of `key` has been under way, if one is.
+    pub(crate) fn under_way_since(&self, key: &Key) -> Option<Instant> {
+        self.under_way.lock().get(key).copied()
     }
 
     /// Takes everything that waits.

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use selvedge_registry::wire::{MemberInfo, MemberList, MemberState};
 use tokio::sync::watch;
 
-use super::{passed_on::PassedOn, sweep::Judgement};
+use super::{doubts::Doubts, passed_on::PassedOn, sweep::Judgement};
 use crate::{
     catalogue::{Catalogue, Clock, Key, NodeId, Store},
     gossip::{Member, Members},
@@ -166,6 +166,7 @@ pub struct Shared {
     pub(crate) judgement: Mutex<Judgement>,
     pub(crate) preservation: ArcSwap<SelfPreservation>,
     pub(crate) passed_on: PassedOn,
+    pub(crate) doubts: Doubts,
     pub(crate) caps: ArcSwap<Caps>,
     pub(crate) wall: WallClock,
     pub(crate) peers: Peers,
@@ -236,6 +237,7 @@ impl Shared {
             judgement: Mutex::default(),
             preservation: ArcSwap::default(),
             passed_on: PassedOn::default(),
+            doubts: Doubts::default(),
             caps: ArcSwap::default(),
             wall: identity.wall,
             peers: identity.peers,

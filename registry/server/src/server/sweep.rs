@@ -194,7 +194,13 @@ impl Shared {
         self.judgement.lock().settle("has just caught up", until);
     }
 
+    /// Ends what the other servers have just said that they know nothing of.
+    pub(crate) fn evict_cleared(&self) {
+        self.evict(&self.self_preservation(), now());
+    }
+
     fn evict(&self, preservation: &SelfPreservation, at: Instant) {
+        let alone = self.serving_peers().is_empty();
         let zones: HashMap<&str, _> = preservation
             .zones
             .iter()
@@ -215,7 +221,9 @@ impl Shared {
             let frozen = everywhere || zone.is_some_and(|zone| zone.active);
             let leases = zone.map_or(0, |zone| zone.leases);
             let so_far = ended.entry(Arc::clone(&lease.zone)).or_default();
-            let may = (!frozen || lease.written_off) && *so_far < quota(leases, &self.config);
+            let may = (!frozen || lease.written_off)
+                && *so_far < quota(leases, &self.config)
+                && (alone || self.doubts.may_end(lease, at));
             *so_far += usize::from(may);
             may
         });

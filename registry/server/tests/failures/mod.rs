@@ -4,7 +4,9 @@
 //! Real servers in one process: HTTP over loopback through links that can be cut, gossip over the
 //! network in memory. Leases are seconds, so that a minute of the real thing fits into a test.
 
+mod catching_up;
 mod history;
+mod lossy;
 mod owners;
 mod partitions;
 mod paused;
@@ -18,9 +20,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -36,11 +38,12 @@ use selvedge_registry_server::{
     replicate::peer::{Connect, Io, Peers},
     server::{Environment, Origin, Refused, Shared, system_clock},
 };
+use selvedge_resilience::config::Millis;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     task::JoinHandle,
-    time::Instant,
+    time::{Instant, Sleep},
 };
 
 use crate::support::name;
@@ -54,6 +57,8 @@ const BEAT: Duration = Duration::from_millis(400);
 #[derive(Debug, Default)]
 struct Links {
     cut: Mutex<HashSet<(usize, usize)>>,
+    /// Segments that are lost, of a thousand.
+    loss: AtomicU32,
     at: Mutex<BTreeMap<SocketAddr, usize>>,
 }
 
@@ -61,6 +66,16 @@ impl Links {
     fn is_cut(&self, a: usize, b: usize) -> bool {
         let cut = self.cut.lock();
         cut.contains(&(a, b)) || cut.contains(&(b, a))
+    }
+
+    /// How late something comes that was first sent again after `first`, then twice as late each time.
+    fn resent_after(&self, first: Duration) -> Duration {
+        let (mut late, mut next) = (Duration::ZERO, first);
+        while fastrand::u32(..1_000) < self.loss.load(Ordering::Relaxed) {
+            late += next;
+            next *= 2;
+        }
+        late
     }
 
     fn connect(self: &Arc<Self>, from: usize) -> Connect {
@@ -73,6 +88,7 @@ impl Links {
                 if links.is_cut(from, to) {
                     std::future::pending::<()>().await;
                 }
+                tokio::time::sleep(links.resent_after(Duration::from_secs(1))).await;
                 let stream = TcpStream::connect(addr).await?;
                 stream.set_nodelay(true)?;
                 let link = Link {
@@ -80,6 +96,8 @@ impl Links {
                     links,
                     ends: (from, to),
                     broken: AtomicBool::new(false),
+                    reading: Segment::default(),
+                    writing: Segment::default(),
                 };
                 Ok(Box::new(link) as Box<dyn Io>)
             })
@@ -87,12 +105,37 @@ impl Links {
     }
 }
 
-/// A connection over such a link. What was lost once is not sent again: it stays broken.
+/// A segment on its way: what TCP makes of one that is lost.
+#[derive(Default)]
+struct Segment {
+    decided: bool,
+    resent: Option<Pin<Box<Sleep>>>,
+}
+
+impl Segment {
+    /// Once it has come through.
+    fn poll_arrived(&mut self, links: &Links, cx: &mut Context<'_>) -> Poll<()> {
+        if !std::mem::replace(&mut self.decided, true) {
+            // Source: Linux' TCP_RTO_MIN.
+            let after = links.resent_after(Duration::from_millis(200));
+            self.resent = (!after.is_zero()).then(|| Box::pin(tokio::time::sleep(after)));
+        }
+        if let Some(resent) = &mut self.resent {
+            ready!(resent.as_mut().poll(cx));
+            self.resent = None;
+        }
+        Poll::Ready(())
+    }
+}
+
+/// A connection over such a link. What was cut once stays broken; what is lost is sent again.
 struct Link {
     stream: TcpStream,
     links: Arc<Links>,
     ends: (usize, usize),
     broken: AtomicBool,
+    reading: Segment,
+    writing: Segment,
 }
 
 impl Link {
@@ -110,13 +153,17 @@ impl AsyncRead for Link {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let link = &mut *self;
+        ready!(link.stream.poll_read_ready(cx))?;
+        ready!(link.reading.poll_arrived(&link.links, cx));
         let before = buf.filled().len();
-        let ready = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if self.is_broken() {
+        let read = ready!(Pin::new(&mut link.stream).poll_read(cx, buf));
+        if link.is_broken() {
             buf.set_filled(before);
             return Poll::Pending;
         }
-        ready
+        link.reading.decided = false;
+        Poll::Ready(read)
     }
 }
 
@@ -129,7 +176,11 @@ impl AsyncWrite for Link {
         if self.is_broken() {
             return Poll::Ready(Ok(bytes.len()));
         }
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let link = &mut *self;
+        ready!(link.writing.poll_arrived(&link.links, cx));
+        let written = ready!(Pin::new(&mut link.stream).poll_write(cx, bytes));
+        link.writing.decided = false;
+        Poll::Ready(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -299,6 +350,18 @@ impl Cluster {
         self.net.all(link);
     }
 
+    /// So much of everything between servers is lost, late and out of order: datagrams for good,
+    /// streams until they are sent again.
+    pub(crate) fn lose_everywhere(&self, loss: f64) {
+        self.gossip_by(testing::Link {
+            loss,
+            delay: Duration::from_millis(2),
+            jitter: Duration::from_millis(30),
+        });
+        let of_a_thousand = (loss * 1_000.0) as u32;
+        self.links.loss.store(of_a_thousand, Ordering::Relaxed);
+    }
+
     pub(crate) fn heal(&self) {
         self.net.heal();
         self.links.cut.lock().clear();
@@ -400,6 +463,16 @@ pub(crate) fn request(n: usize) -> RegisterRequest {
     serde_json::from_str(&text).expect("a request")
 }
 
+/// In simulated time what is ready on a socket is seen when the next timer is due: with this running
+/// no hop takes longer than 5 ms.
+pub(crate) fn short_hops() {
+    tokio::spawn(async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+}
+
 /// Waits until it is so; fails after ten seconds.
 pub(crate) async fn until(what: &str, mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -415,6 +488,9 @@ pub(crate) struct Fleet {
     alive: Arc<Mutex<BTreeMap<usize, Instance>>>,
     /// Registrations that a 404 made necessary.
     pub(crate) lost: Arc<Mutex<Vec<usize>>>,
+    /// Renewals that do not arrive, of a thousand: the next server is tried.
+    pub(crate) unheard: Arc<AtomicU32>,
+    lease: Duration,
     task: JoinHandle<()>,
 }
 
@@ -424,27 +500,41 @@ struct Instance {
     registered: bool,
     /// Servers it can reach; all if empty.
     side: Vec<usize>,
+    lease: Duration,
 }
 
 impl Fleet {
     /// `n` instances at the servers that are reachable.
     pub(crate) fn start(cluster: &Cluster, n: usize) -> Self {
+        Self::start_with(cluster, n, LEASE, BEAT)
+    }
+
+    /// With another lease, renewed every `beat`.
+    pub(crate) fn start_with(cluster: &Cluster, n: usize, lease: Duration, beat: Duration) -> Self {
         let alive: Arc<Mutex<BTreeMap<usize, Instance>>> = Arc::default();
         let lost: Arc<Mutex<Vec<usize>>> = Arc::default();
-        let beating = (Arc::clone(&alive), Arc::clone(&lost));
+        let unheard: Arc<AtomicU32> = Arc::default();
+        let beating = (Arc::clone(&alive), Arc::clone(&lost), Arc::clone(&unheard));
         let reachable = Arc::clone(&cluster.reachable);
         let task = tokio::spawn(async move {
-            let mut tick = tokio::time::interval(BEAT);
+            let mut tick = tokio::time::interval(beat);
             loop {
                 tick.tick().await;
-                beat(&beating.0, &beating.1, &reachable);
+                let unheard = beating.2.load(Ordering::Relaxed);
+                beat_once(&beating.0, &beating.1, &reachable, unheard);
             }
         });
-        let fleet = Self { alive, lost, task };
+        let fleet = Self {
+            alive,
+            lost,
+            unheard,
+            lease,
+            task,
+        };
         for i in 0..n {
             fleet.join(i, &[]);
         }
-        beat(&fleet.alive, &fleet.lost, &cluster.reachable);
+        beat_once(&fleet.alive, &fleet.lost, &cluster.reachable, 0);
         fleet
     }
 
@@ -454,6 +544,7 @@ impl Fleet {
             incarnation: 1,
             registered: false,
             side: side.to_vec(),
+            lease: self.lease,
         };
         self.alive.lock().insert(n, instance);
     }
@@ -481,10 +572,11 @@ impl Drop for Fleet {
     }
 }
 
-fn beat(
+fn beat_once(
     alive: &Mutex<BTreeMap<usize, Instance>>,
     lost: &Mutex<Vec<usize>>,
     reachable: &Mutex<BTreeMap<usize, Arc<Shared>>>,
+    unheard: u32,
 ) {
     let servers = reachable.lock().clone();
     for (n, instance) in alive.lock().iter_mut() {
@@ -496,6 +588,9 @@ fn beat(
         let (service, id) = key(*n);
         for turn in 0..mine.len() {
             let server = mine[(n + turn) % mine.len()];
+            if fastrand::u32(..1_000) < unheard {
+                continue;
+            }
             if instance.registered {
                 match server.renew(&service, &id, Some(instance.incarnation)) {
                     Ok(_) => break,
@@ -505,6 +600,7 @@ fn beat(
             }
             let mut request = request(*n);
             request.incarnation = Some(instance.incarnation);
+            request.ttl = Millis(instance.lease);
             match server.register(service.clone(), id.clone(), request, Origin::v1()) {
                 Ok(_) => {
                     instance.registered = true;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use selvedge_registry::InstanceStatus;
 use selvedge_registry_server::{catalogue::Catalogue, server::Edit};
 
-use super::{Cluster, Fleet, LEASE, Removals, ids, key, text, until};
+use super::{Cluster, Fleet, LEASE, Removals, ids, key, short_hops, text, until};
 
 /// C4.
 #[tokio::test(flavor = "multi_thread")]
@@ -93,6 +93,61 @@ async fn five_restart_one_after_the_other_and_no_renewal_is_refused() {
     assert_eq!(shortest, 200, "never a shorter list");
     assert_eq!(*fleet.lost.lock(), [0; 0], "every renewal was taken");
     cluster.converges_to(&fleet.alive()).await;
+}
+
+/// A server in a crash loop, and a rolling restart that does not end: in simulated time, each life as
+/// long as it happens to be, so that many end before the server serves.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_restarts_of_one_server_lose_and_revive_nothing() {
+    short_hops();
+    let mut cluster = Cluster::start(2, |config| {
+        config.gossip.interval = "500ms".parse().expect("unit");
+    })
+    .await;
+    let fleet = Fleet::start(&cluster, 60);
+    cluster.converges_to(&fleet.alive()).await;
+    let removals = [0, 1].map(|i| Removals::of(cluster.shared(i)));
+    let mut gone = Vec::new();
+    let mut served = 0;
+    for n in 0..1_000 {
+        cluster.add(2).await;
+        let life = Duration::from_millis(fastrand::u64(..3_000));
+        tokio::time::sleep(life).await;
+        served += usize::from(cluster.shared(2).is_serving());
+        // One goes and one comes, where it is not answered and forgotten.
+        if n % 10 == 0 {
+            let (service, id) = key(n / 10);
+            fleet.crash(n / 10);
+            let there = cluster.shared(n / 10 % 2);
+            there.deregister(&service, &id).expect("known");
+            gone.push(text(n / 10));
+            fleet.join(60 + n / 10, &[0, 1]);
+        }
+        if n % 2 == 0 {
+            cluster.kill(2);
+        } else {
+            cluster.stop(2).await;
+        }
+        // Its socket is closed by a task.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if n % 100 == 99 {
+            cluster.converges_to(&fleet.alive()).await;
+        }
+    }
+    assert!(
+        (200..1_000).contains(&served),
+        "{served} lives came to serve"
+    );
+    cluster.add(2).await;
+    cluster.all_serve().await;
+    cluster.converges_to(&fleet.alive()).await;
+    gone.sort();
+    for watcher in &removals {
+        let mut seen = watcher.seen();
+        seen.sort();
+        assert_eq!(seen, gone, "only what was deleted was seen to go");
+    }
+    assert_eq!(*fleet.lost.lock(), [0; 0], "nobody had to register again");
 }
 
 /// One comes back with a file that is older than what the others have forgotten.
