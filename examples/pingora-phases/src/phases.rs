@@ -139,7 +139,7 @@ impl Proxy {
             Ok(place) => Ok((Arc::clone(upstream), place)),
             Err(rejected) => {
                 // It was not served, so it has cost him nothing.
-                grant.refund(now());
+                door.rates.refund(&caller, grant, now());
                 Err(rejected.into())
             }
         }

@@ -213,6 +213,24 @@ impl<K: Eq + Hash, C: Keep, S: BuildHasher> Keyed<K, C, S> {
         self.miss(hash, key, at)
     }
 
+    /// What `act` makes of the core of `key`, made if there is none yet: without a handle of its own,
+    /// where that would be most of the cost. On a hit under its shard's lock for reading: `act` must
+    /// be brief and not call back into the table.
+    pub(crate) fn with<Q, R>(&self, key: &Q, now: Instant, act: impl FnOnce(&C) -> R) -> R
+    where
+        K: Borrow<Q> + From<Q::Owned>,
+        Q: Eq + Hash + ToOwned + ?Sized,
+    {
+        let at = self.moment(now);
+        let hash = self.hasher.hash_one(key);
+        let shard = self.shard(hash).read();
+        if let Some(core) = shard.hit(hash, key, at) {
+            return act(core);
+        }
+        drop(shard);
+        act(&self.miss(hash, key, at).core)
+    }
+
     #[cold]
     fn miss<Q>(&self, hash: u64, key: &Q, at: Moment) -> Found<C>
     where

@@ -53,6 +53,8 @@ impl KeyedRateLimitConfig {
 struct Bucket {
     word: Arc<Word>,
     live: Arc<LiveQuota>,
+    /// Which one of all that this limiter ever had.
+    id: u64,
 }
 
 impl Bucket {
@@ -60,6 +62,7 @@ impl Bucket {
         Self {
             word: Arc::new(Word::new()),
             live: Arc::clone(live),
+            id: live.buckets.fetch_add(1, Ordering::Relaxed),
         }
     }
 }
@@ -91,18 +94,12 @@ impl<K> Clone for KeyedRateLimit<K> {
     }
 }
 
-/// What an admitted call took from its key's bucket. Dropping it does nothing.
-#[derive(Debug, Clone)]
+/// What an admitted call took from its key's bucket; [`KeyedRateLimit::refund`] takes it back.
+/// Dropping it does nothing: a call that began has begun.
+#[derive(Debug, Clone, Copy)]
 pub struct KeyedGrant {
-    bucket: Bucket,
+    bucket: u64,
     taken: Taken,
-}
-
-impl KeyedGrant {
-    /// Gives the cells back, as far as time has not done so already.
-    pub fn refund(self, now: Instant) {
-        self.bucket.word.give_back(self.taken, Tick::at(now));
-    }
 }
 
 impl<K: Eq + Hash> KeyedRateLimit<K> {
@@ -134,9 +131,33 @@ impl<K: Eq + Hash> KeyedRateLimit<K> {
         K: Borrow<Q> + From<Q::Owned>,
         Q: Eq + Hash + ToOwned + ?Sized,
     {
-        let bucket = self.0.table.find(key, now).core;
-        let taken = self.0.live.take(&bucket.word, cells, now)?.0;
-        Ok(KeyedGrant { bucket, taken })
+        let live = &self.0.live;
+        self.0.table.with(key, now, |bucket| {
+            let taken = live.take(&bucket.word, cells, now)?.0;
+            Ok(KeyedGrant {
+                bucket: bucket.id,
+                taken,
+            })
+        })
+    }
+
+    /// Gives back the cells of a call of `key`'s that did not happen, as
+    /// [`RateLimit::refund`](super::RateLimit::refund) does. A key that was forgotten since had a
+    /// full bucket, and gets nothing; nor does any other than the one they were taken from.
+    pub fn refund<Q>(&self, key: &Q, grant: KeyedGrant, now: Instant)
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let overflow = self.0.table.overflow();
+        let bucket = if grant.bucket == overflow.id {
+            Some(overflow.clone())
+        } else {
+            self.0.table.peek(key)
+        };
+        if let Some(bucket) = bucket.filter(|bucket| bucket.id == grant.bucket) {
+            bucket.word.give_back(grant.taken, Tick::at(now));
+        }
     }
 
     /// Takes one cell of `key`'s.

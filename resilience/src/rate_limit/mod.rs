@@ -56,6 +56,8 @@ struct LiveQuota {
     rate: ArcSwap<(Quota, Rate)>,
     changing: Mutex<()>,
     rejected: AtomicU64,
+    /// Buckets ever made, where there is one for each key.
+    buckets: AtomicU64,
 }
 
 impl LiveQuota {
@@ -66,6 +68,7 @@ impl LiveQuota {
             rate: ArcSwap::from_pointee((quota, rate)),
             changing: Mutex::new(()),
             rejected: AtomicU64::new(0),
+            buckets: AtomicU64::new(0),
         }
     }
 

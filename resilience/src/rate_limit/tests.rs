@@ -151,8 +151,38 @@ fn each_key_has_its_own_limit_and_leaves_when_its_bucket_is_full() {
     assert_eq!(limit.sweep(now + ms(1601)), 2);
     assert_eq!((limit.keys().tracked, limit.rejected()), (0, 3));
     let grant = limit.try_acquire_n("a", 2, now + ms(1601)).expect("new");
-    grant.refund(now + ms(1601));
+    limit.refund("b", grant, now + ms(1601));
+    assert_eq!(limit.status("a", now + ms(1601)).remaining, 0, "not b's");
+    limit.refund("a", grant, now + ms(1601));
     assert_eq!(limit.status("a", now + ms(1601)).remaining, 2);
+}
+
+#[test]
+fn a_refund_reaches_the_bucket_it_came_from_or_none() {
+    let config = KeyedRateLimitConfig {
+        rate: "2/s burst 2".parse().expect("a rate"),
+        keys: KeyedConfig {
+            capacity: 1,
+            ..KeyedConfig::default()
+        },
+    };
+    let limit: KeyedRateLimit<u64> = KeyedRateLimit::new(config).expect("valid");
+    let now = Instant::now();
+    let tracked = limit.try_acquire_n(&1, 2, now).expect("a burst");
+    // No place for another key as long as the first is in debt: all others share one bucket.
+    let shared = limit.try_acquire_n(&2, 2, now).expect("a burst");
+    assert!(limit.try_acquire(&3, now).is_err());
+    limit.refund(&2, shared, now);
+    let shared = limit.try_acquire_n(&3, 2, now).expect("was given back");
+    // Later the second key has a bucket of its own, and owes the shared one nothing.
+    let later = now + Duration::from_secs(10);
+    let own = limit.try_acquire_n(&2, 2, later).expect("a burst");
+    limit.refund(&2, shared, now);
+    limit.refund(&1, tracked, now);
+    limit.refund(&2, tracked, now);
+    assert!(limit.try_acquire(&2, later).is_err(), "of others' buckets");
+    limit.refund(&2, own, later);
+    assert!(limit.try_acquire_n(&2, 2, later).is_ok());
 }
 
 #[test]
