@@ -21,8 +21,9 @@
 //! # What it does not do
 //! It wakes nobody: a subscriber asks, from a timer of its own. (A waker called from inside a core
 //! would be a stranger's code again.) An ejection is told by the call that made it, after it made
-//! it: where it ends in the same instant by another's hand, its end may be told first. A level is told as often as somebody looks: what begins and
-//! ends between two looks at a limit that finds itself is not seen.
+//! it: where it ends in the same instant by another's hand, its end may be told first. A level is
+//! told as often as somebody looks: what begins and ends between two looks at a limit that finds
+//! itself is not seen.
 //!
 //! # Source
 //! resilience4j's event consumers, without their callbacks; tower-resilience builds a string and

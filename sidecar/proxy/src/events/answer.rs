@@ -13,7 +13,7 @@ use selvedge_registry::{
 };
 use tokio::{
     sync::watch,
-    time::{Duration, timeout},
+    time::{Duration, Instant, timeout_at},
 };
 
 use super::{Chronicle, record::Id, ring::Unread};
@@ -162,6 +162,11 @@ impl Cursor {
         text
     }
 
+    /// No event, but where it is: who resumes has not missed what was not for him.
+    fn position(&self) -> String {
+        format!("id: {}\n:\n\n", self.chronicle.id(self.seq))
+    }
+
     fn list(&mut self) -> serde_json::Value {
         let (mut events, mut lost, mut restarted) = (Vec::new(), 0, false);
         for (_, item) in self.read() {
@@ -190,6 +195,9 @@ struct Follower {
 impl Follower {
     /// The next events, or that there are none; `None` when there will be none. Cancel-safe.
     async fn next(&mut self) -> Option<Bytes> {
+        // Kept over what is news to others only: or who reads of a quiet service in a loud process
+        // would hear nothing for hours.
+        let heartbeat = Instant::now() + HEARTBEAT;
         loop {
             // First marked, then read: what comes in between is news again.
             self.news.borrow_and_update();
@@ -197,10 +205,10 @@ impl Follower {
             if !text.is_empty() {
                 return Some(text.into());
             }
-            match timeout(HEARTBEAT, self.news.changed()).await {
+            match timeout_at(heartbeat, self.news.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return None,
-                Err(_) => return Some(Bytes::from_static(b":\n\n")),
+                Err(_) => return Some(self.cursor.position().into()),
             }
         }
     }

@@ -33,7 +33,11 @@ mod lines;
 mod record;
 mod ring;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Instant as StdInstant, SystemTime},
+};
 
 use parking_lot::Mutex;
 use selvedge_registry::node::metrics::{Metrics, Name, Observed as Shown};
@@ -155,14 +159,14 @@ impl Chronicle {
         let (now, wall) = (Instant::now().into_std(), SystemTime::now());
         let mut inner = self.inner.lock();
         let Inner { ears, ring, lines } = &mut *inner;
-        let mut heads = ears.each_ref().map(|ear| ear.heard.next());
-        while let Some(n) = first(&heads) {
-            let Some(event) = std::mem::replace(&mut heads[n], ears[n].heard.next()) else {
+        let mut batches = ears.each_ref().map(|ear| Batch::of(&ear.heard, now));
+        while let Some(n) = first(&batches) {
+            let Some((happened, event)) = batches[n].0.pop_front() else {
                 break;
             };
             // An instant says how long ago; that is as right as the wall's clock is now.
-            let ago = event.at.map(|at| now.saturating_duration_since(at));
-            let at = wall.checked_sub(ago.unwrap_or_default()).unwrap_or(wall);
+            let ago = now.saturating_duration_since(happened);
+            let at = wall.checked_sub(ago).unwrap_or(wall);
             let origin = ears[n].origin;
             lines.tell(origin, &event, now);
             ring.push(|seq| Record {
@@ -191,10 +195,32 @@ impl Chronicle {
     }
 }
 
-/// Which of the heads happened first; what an operator's hand did waits for nobody.
-fn first(heads: &[Option<Event>; 4]) -> Option<usize> {
-    let there = heads.iter().enumerate();
-    let times = there.filter_map(|(n, event)| Some((event.as_ref()?.at, n)));
+/// What one ear has heard since the last time, and when each of it happened.
+struct Batch(VecDeque<(StdInstant, Event)>);
+
+impl Batch {
+    /// No more than may wait: where events come as fast as they are taken, the rest is for the next
+    /// time.
+    fn of(heard: &Subscription, now: StdInstant) -> Self {
+        let mut events: Vec<_> = std::iter::from_fn(|| heard.next()).take(KEPT).collect();
+        let mut batch = VecDeque::with_capacity(events.len());
+        // What an operator's hand did has no time. It was before what happened next to the same:
+        // told as of now, it would seem to come after.
+        let mut next: HashMap<Arc<str>, StdInstant> = HashMap::new();
+        while let Some(event) = events.pop() {
+            let known = next.get(&event.name).copied();
+            let happened = event.at.or(known).unwrap_or(now);
+            next.insert(Arc::clone(&event.name), happened);
+            batch.push_front((happened, event));
+        }
+        Self(batch)
+    }
+}
+
+/// Whose next happened first.
+fn first(batches: &[Batch; 4]) -> Option<usize> {
+    let there = batches.iter().enumerate();
+    let times = there.filter_map(|(n, batch)| Some((batch.0.front()?.0, n)));
     times.min().map(|(_, n)| n)
 }
 

@@ -241,6 +241,34 @@ fn sides_are_put_in_order_by_time_and_each_keeps_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_hand_did_is_not_later_than_what_followed_it() {
+    let told = Told::new();
+    let circuit = told.circuit(Origin::Client, "orders");
+    circuit.force_open();
+    circuit.reset();
+    let config = BreakerConfig {
+        consecutive: 1,
+        ..BreakerConfig::default()
+    };
+    circuit.reconfigure(config).expect("valid");
+    let opened = Instant::now().into_std();
+    let permit = circuit.try_acquire(opened).expect("closed");
+    let failed =
+        selvedge_resilience::Outcome::Failure(selvedge_resilience::FailureClass::ServerError);
+    permit.complete(failed, opened);
+    // Another's hand, later than all that.
+    told.circuit(Origin::Client, "stock").force_open();
+    tokio::time::advance(Duration::from_millis(400)).await;
+    let list = told.list(&[]).await;
+    let times: Vec<_> = list["events"].as_array().expect("a list").iter().collect();
+    let of = |n: usize| times[n]["at"].as_str().expect("a time");
+    let orders = [of(0), of(1), of(2), of(3)];
+    assert_eq!((times[3]["to"].as_str(), times.len()), (Some("open"), 5));
+    assert_eq!(orders, [of(3); 4], "{list}");
+    assert!(of(4) > of(3), "{list}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_begins_with_what_there_is_and_goes_on() {
     let told = Told::new();
     let circuit = told.circuit(Origin::Client, "orders");
@@ -250,9 +278,10 @@ async fn a_stream_begins_with_what_there_is_and_goes_on() {
     assert_eq!(begin.len(), 2);
     let (id, name, data) = &begin[1];
     assert_eq!((&data["id"], name.as_str()), (&json!(id), ""));
-    // Nothing happens: a comment says that the stream lives.
+    // Nothing happens: a comment says that the stream lives, and where it is.
     let idle = Instant::now();
-    assert_eq!(next(&mut body).await, [event(":")]);
+    let lives = format!("id: {id}\n:");
+    assert_eq!(next(&mut body).await, [event(&lives)]);
     assert_eq!(idle.elapsed(), Duration::from_secs(15));
     turn(&circuit, 1);
     let (news, ()) = tokio::join!(next(&mut body), async { told.chronicle.collect() });
@@ -270,6 +299,37 @@ async fn a_stream_begins_with_what_there_is_and_goes_on() {
     let of_stock = next(&mut other).await;
     assert_eq!(of_stock.len(), 1);
     assert_eq!(of_stock[0].2["service"], "stock");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_of_a_quiet_service_in_a_loud_process_hears_that_the_stream_lives() {
+    let told = Told::new();
+    let (loud, quiet) = (
+        told.circuit(Origin::Client, "loud"),
+        told.circuit(Origin::Client, "quiet"),
+    );
+    turn(&quiet, 1);
+    let mut body = told.stream(&[("service", "quiet")], None);
+    assert_eq!(next(&mut body).await.len(), 1);
+    let noise = async {
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            turn(&loud, KEPT);
+            told.chronicle.collect();
+        }
+    };
+    let silence = Instant::now();
+    let lives = async { (next(&mut body).await, silence.elapsed()) };
+    let ((lives, after), ()) = tokio::join!(lives, noise);
+    assert_eq!(after, Duration::from_secs(15));
+    let [(id, name, Value::Null)] = &*lives else {
+        panic!("an event: {lives:?}");
+    };
+    assert_eq!(name, "");
+    // What went by was not for this reader: who resumes there has missed three rounds, not six.
+    let mut resumed = told.stream(&[("service", "quiet")], Some(id));
+    let lost = json!({ "events": 2 * KEPT });
+    assert_eq!(next(&mut resumed).await[0].2, lost);
 }
 
 #[tokio::test(start_paused = true)]
