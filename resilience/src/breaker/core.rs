@@ -300,19 +300,28 @@ impl Core {
 
     /// A call has ended.
     pub(super) fn complete(&self, end: &End, now: Instant) {
-        let tick = Tick::at(now);
-        let ctl = self.ctl();
-        let elapsed = tick.0.saturating_sub(end.started.0);
-        let slow_after = self.hot.slow_after.load(Ordering::Relaxed);
-        // The common case by itself, so that it pays for nothing else.
-        let good = end.outcome == Outcome::Success && elapsed <= slow_after && !end.trips;
-        if good && ctl == end.permit && ctl.state() == State::Closed {
-            if let Some(cause) = self.count_good(ctl, tick) {
-                self.open(ctl, now, cause, end.retry_after);
-            }
-            return;
+        let elapsed = Tick::at(now).0.saturating_sub(end.started.0);
+        self.complete_otherwise(end, self.ctl(), now, elapsed);
+    }
+
+    /// A call has ended well: the common case by itself, so that it pays for nothing else. False
+    /// if it is not that common, and has yet to be [`complete`](Self::complete)d.
+    #[inline]
+    pub(super) fn complete_good(
+        &self,
+        (permit, started): (Ctl, Tick),
+        now: Instant,
+        retry_after: Option<Duration>,
+    ) -> bool {
+        let (ctl, tick) = (self.ctl(), Tick::at(now));
+        let elapsed = tick.0.saturating_sub(started.0);
+        let common = ctl == permit
+            && ctl.state() == State::Closed
+            && elapsed <= self.hot.slow_after.load(Ordering::Relaxed);
+        if common && let Some(cause) = self.count_good(ctl, tick) {
+            self.open(ctl, now, cause, retry_after);
         }
-        self.complete_otherwise(end, ctl, now, elapsed);
+        common
     }
 
     #[inline(never)]

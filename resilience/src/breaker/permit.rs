@@ -27,9 +27,13 @@ pub struct Permit {
     core: Lent<Core>,
     ctl: Ctl,
     started: Tick,
-    deadline: Option<Tick>,
+    /// [`NO_DEADLINE`] if there is none: one word is moved faster than an option of one.
+    deadline: Tick,
     ended: bool,
 }
+
+/// The end of time.
+const NO_DEADLINE: Tick = Tick(u64::MAX);
 
 impl Permit {
     pub(super) fn new(core: Lent<Core>, ctl: Ctl, started: Tick) -> Self {
@@ -37,7 +41,7 @@ impl Permit {
             core,
             ctl,
             started,
-            deadline: None,
+            deadline: NO_DEADLINE,
             ended: false,
         }
     }
@@ -45,7 +49,7 @@ impl Permit {
     /// The call's deadline: cancelled at it or later, the call counts as failed.
     #[must_use = "this is the permit"]
     pub fn with_deadline(mut self, deadline: Instant) -> Self {
-        self.deadline = Some(Tick::at(deadline));
+        self.deadline = Tick::at(deadline);
         self
     }
 
@@ -75,10 +79,15 @@ impl Permit {
 
     fn end(&mut self, outcome: Outcome, now: Instant, retry_after: Option<Duration>, trips: bool) {
         self.ended = true;
+        let call = (self.ctl, self.started);
+        if outcome == Outcome::Success && !trips && self.core.complete_good(call, now, retry_after)
+        {
+            return;
+        }
         let end = End {
             permit: self.ctl,
             started: self.started,
-            deadline: self.deadline,
+            deadline: (self.deadline != NO_DEADLINE).then_some(self.deadline),
             outcome,
             retry_after,
             trips,
