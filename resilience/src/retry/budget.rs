@@ -27,9 +27,10 @@
 //! - In any span of `ttl`, retries ≤ ratio × calls in that span + `min_per_second` × `ttl`, exactly,
 //!   at every ratio (tower 0.5's budget withdraws `(1/ratio) as isize`, so 0.34 allows 50 % and
 //!   everything above one half allows 100 %).
-//! - At any moment, retries and hedges under way ≤ max(floor, share × calls under way).
-//! - Lock-free, no allocation: two read-modify-writes to begin a call, one to end it; two rings
-//!   read and two compare-and-swaps for a retry.
+//! - No retry or hedge begins that would make them more than max(floor, share × calls under way).
+//! - Lock-free, no allocation: a call makes one compare-and-swap that others see, and counts itself
+//!   in lines of its thread's own; two rings and the lines are read, and two compare-and-swaps made,
+//!   for a retry.
 //! - A try that a local policy refused costs nothing: [`Extra::forgive`].
 //!
 //! # What it does not do
@@ -49,7 +50,7 @@ use http::Extensions;
 use super::window::{Slip, TokenWindow};
 use crate::{
     config::{BudgetSpec, Millis, PolicyError, Ratio, ShareSpec, ensure},
-    lanes::{Lane, Line},
+    lanes::{Lane, Lanes, Line},
     outcome::{Policy, Reason, Rejected},
     shared::{Lent, Shared},
     sync::{AtomicU64, Ordering},
@@ -77,8 +78,10 @@ struct Core {
     reserve: AtomicU64,
     share_ratio: AtomicU64,
     share_min: AtomicU64,
-    /// `calls under way (32) | retries and hedges of them under way (32)`.
-    load: Line<AtomicU64>,
+    /// Calls that have begun, and that have ended.
+    calls: Lanes<[AtomicU64; 2]>,
+    /// Retries and hedges under way.
+    extra: Line<AtomicU64>,
     withdrawn: AtomicU64,
     exhausted: AtomicU64,
     capped: AtomicU64,
@@ -148,7 +151,8 @@ impl Budget {
             reserve: AtomicU64::new(reserve),
             share_ratio: AtomicU64::new(parts(share.ratio)),
             share_min: AtomicU64::new(u64::from(share.min)),
-            load: Line(AtomicU64::new(0)),
+            calls: Lanes::new(|| [AtomicU64::new(0), AtomicU64::new(0)]),
+            extra: Line(AtomicU64::new(0)),
             withdrawn: AtomicU64::new(0),
             exhausted: AtomicU64::new(0),
             capped: AtomicU64::new(0),
@@ -158,7 +162,7 @@ impl Budget {
     /// A logical call begins: it deposits once, and counts as under way until the guard is dropped.
     pub fn begin(&self, now: Instant) -> Logical {
         self.deposit(now);
-        self.0.load.fetch_add(CALL, Ordering::Relaxed);
+        self.0.count(BEGUN);
         Logical {
             core: self.0.lend(Lane::here()),
             counts: true,
@@ -195,7 +199,9 @@ impl Budget {
 
     /// Calls under way, and retries and hedges of them.
     pub fn in_flight(&self) -> (u32, u32) {
-        split(self.0.load.load(Ordering::Relaxed))
+        let cap = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let extra = self.0.extra.load(Ordering::Relaxed);
+        (cap(self.0.under_way()), cap(extra))
     }
 
     /// Taken and refused so far.
@@ -233,6 +239,21 @@ impl Budget {
 }
 
 impl Core {
+    #[inline]
+    fn count(&self, what: usize) {
+        let lane = Lane::here();
+        lane.add(&self.calls.of(lane)[what], 1);
+    }
+
+    /// Calls under way; rather too few than too many while others begin and end, as the ended are
+    /// looked at after the begun.
+    fn under_way(&self) -> u64 {
+        let begun = self.calls.sum(|lane| &lane[BEGUN]);
+        let ended = self.calls.sum(|lane| &lane[ENDED]);
+        // Below zero if one has begun and ended in between.
+        (begun.wrapping_sub(ended) as i64).max(0) as u64
+    }
+
     fn allowed(&self, deposits: u64) -> u64 {
         times(deposits, self.ratio.load(Ordering::Relaxed))
             .saturating_add(self.reserve.load(Ordering::Relaxed))
@@ -252,20 +273,19 @@ impl Core {
 
     /// One more retry or hedge under way, if the share has room: checked and taken in one step.
     fn enter(&self) -> Result<(), Rejected> {
-        let mut seen = self.load.load(Ordering::Relaxed);
+        let mut seen = self.extra.load(Ordering::Acquire);
         loop {
-            let (calls, extra) = split(seen);
-            let share = times(u64::from(calls), self.share_ratio.load(Ordering::Relaxed));
+            let share = times(self.under_way(), self.share_ratio.load(Ordering::Relaxed));
             let cap = share.max(self.share_min.load(Ordering::Relaxed));
-            if u64::from(extra) >= cap.min(u64::from(u32::MAX)) {
+            if seen >= cap {
                 self.capped.fetch_add(1, Ordering::Relaxed);
                 return Err(Rejected::new(Policy::RetryBudget, Reason::Full));
             }
-            match self.load.compare_exchange_weak(
+            match self.extra.compare_exchange_weak(
                 seen,
                 seen + 1,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
+                Ordering::AcqRel,
+                Ordering::Acquire,
             ) {
                 Ok(_) => return Ok(()),
                 Err(now) => seen = now,
@@ -302,7 +322,7 @@ impl Logical {
 impl Drop for Logical {
     fn drop(&mut self) {
         if self.counts {
-            self.core.load.fetch_sub(CALL, Ordering::Relaxed);
+            self.core.count(ENDED);
         }
     }
 }
@@ -343,15 +363,13 @@ impl Extra {
 
 impl Drop for Extra {
     fn drop(&mut self) {
-        self.core.load.fetch_sub(1, Ordering::Relaxed);
+        self.core.extra.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-const CALL: u64 = 1 << 32;
-
-fn split(load: u64) -> (u32, u32) {
-    ((load >> 32) as u32, load as u32)
-}
+/// Places in [`Core::calls`].
+const BEGUN: usize = 0;
+const ENDED: usize = 1;
 
 fn parts(ratio: Ratio) -> u64 {
     (ratio.fraction() * PARTS as f64).round() as u64
