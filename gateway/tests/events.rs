@@ -60,4 +60,10 @@ to = "flaps"
             ("reason", "exhausted"),
         ],
     );
+    // The log calls it what it is, as the list does.
+    let log = gateway.log();
+    let of_listener = |line: &&str| line.contains("refusals_began");
+    let line = log.lines().find(of_listener).expect("a line");
+    assert!(line.contains(r#""listener":"narrow""#), "{line}");
+    assert!(!line.contains(r#""service""#), "{line}");
 }

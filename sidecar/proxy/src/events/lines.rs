@@ -57,7 +57,8 @@ impl Lines {
         for it in self.over(now) {
             tracing::warn!(
                 side = it.origin.side(),
-                service = &*it.name,
+                service = it.origin.service(&it.name),
+                listener = it.origin.listener(&it.name),
                 kind = it.kind,
                 suppressed = it.events,
                 "policy events were too many for the log"
@@ -99,7 +100,8 @@ fn write(origin: Origin, event: &Event) {
         ($level:ident) => {
             tracing::$level!(
                 side = origin.side(),
-                service = &*event.name,
+                service = origin.service(&event.name),
+                listener = origin.listener(&event.name),
                 policy = event.policy.as_str(),
                 kind = event.kind.as_str(),
                 "server.address" = event.endpoint.as_deref(),

@@ -87,6 +87,16 @@ impl Origin {
             Self::Server | Self::Listener => "server",
         }
     }
+
+    /// `name`, if it is a service's.
+    fn service(self, name: &str) -> Option<&str> {
+        (self != Self::Listener).then_some(name)
+    }
+
+    /// `name`, if it is a listener's.
+    fn listener(self, name: &str) -> Option<&str> {
+        (self == Self::Listener).then_some(name)
+    }
 }
 
 /// A hub and our ear at it.

@@ -58,7 +58,7 @@ pub(super) struct Record {
 impl Record {
     /// The service that it is about, if it is about one.
     pub(super) fn service(&self) -> Option<&str> {
-        (self.origin != Origin::Listener).then_some(&self.event.name)
+        self.origin.service(&self.event.name)
     }
 
     /// As readers get it. Whose it is goes by the names that metrics have for it.
