@@ -417,7 +417,7 @@ impl<K: Eq + Hash, C: Keep, S: BuildHasher> Keyed<K, C, S> {
         Moment {
             now,
             tick: Tick::at(now),
-            idle: Duration::from_nanos(self.idle.load(Ordering::Relaxed)),
+            idle: self.idle.load(Ordering::Relaxed),
         }
     }
 

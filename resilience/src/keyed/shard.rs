@@ -1,6 +1,6 @@
 //! One shard: an index of keys over a slab of entries, with a hand that looks for who may leave.
 
-use std::{borrow::Borrow, time::Duration};
+use std::borrow::Borrow;
 
 use hashbrown::HashTable;
 
@@ -23,13 +23,15 @@ pub(super) struct Slot<K, C> {
 }
 
 impl<K, C: Keep> Slot<K, C> {
-    fn idle(&self, now: Tick) -> Duration {
+    /// For how many nanoseconds nobody has used it.
+    #[inline]
+    fn idle(&self, now: Tick) -> u64 {
         let used = self.used.load(Ordering::Relaxed);
         if is_astray(used, 0, now) {
             // Of a clock that was set back since: it is idle from now on, not in a hundred years.
             self.used.store(now.0, Ordering::Relaxed);
         }
-        now.since(Tick(used))
+        now.0.saturating_sub(used)
     }
 
     fn touch(&self, now: Tick) {
@@ -53,7 +55,8 @@ impl<K, C: Keep> Slot<K, C> {
 pub(super) struct Moment {
     pub(super) now: std::time::Instant,
     pub(super) tick: Tick,
-    pub(super) idle: Duration,
+    /// In nanoseconds.
+    pub(super) idle: u64,
 }
 
 /// What a scan for somebody to evict came to.
@@ -163,7 +166,7 @@ impl<K, C: Keep> Shard<K, C> {
     ///
     /// Only the expired are taken if `only_expired`.
     pub(super) fn evict(&mut self, limit: usize, at: Moment, only_expired: bool) -> Scan<K, C> {
-        let mut longest: Option<(Duration, usize)> = None;
+        let mut longest: Option<(u64, usize)> = None;
         let mut seen = 0;
         for _ in 0..limit.min(self.slots.len()) {
             let here = self.hand % self.slots.len();
