@@ -98,7 +98,7 @@ async fn shop(
     if let Ok(report) = &result {
         report.print(ui);
         if !options.once {
-            report::what_to_try(ui, &mesh);
+            report::what_to_try(ui, &mesh, programs);
             let signal = signals.next().await;
             ui.line(format!("{signal}: the mesh ends"));
         }

@@ -8,11 +8,12 @@ use tokio::process::Command;
 
 use crate::ui::Ui;
 
-/// What the mesh consists of.
-const BINARIES: [&str; 5] = [
+/// What the mesh consists of, and the command that asks it.
+const BINARIES: [&str; 6] = [
     "selvedge-registry",
     "selvedge-gateway",
     "selvedge-sidecar",
+    "selvedge",
     "shop-inside",
     "shop-plain",
 ];

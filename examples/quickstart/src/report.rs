@@ -6,6 +6,7 @@ use crate::http_client::Asker;
 use crate::kills::Killed;
 use crate::load::{HOST, Summary};
 use crate::mesh::Mesh;
+use crate::programs::Programs;
 use crate::trace::{self, Trace};
 use crate::ui::Ui;
 
@@ -138,7 +139,7 @@ fn told(killed: &Killed) -> String {
 }
 
 /// What a person may do with a mesh that stays up.
-pub(crate) fn what_to_try(ui: &Ui, mesh: &Mesh) {
+pub(crate) fn what_to_try(ui: &Ui, mesh: &Mesh, programs: &Programs) {
     let (Some(gateway), Some(registry)) = (mesh.gateways.first(), mesh.registries.first()) else {
         return;
     };
@@ -159,7 +160,21 @@ pub(crate) fn what_to_try(ui: &Ui, mesh: &Mesh) {
     if let Some(balancer) = mesh.balancers.iter().find(|it| it.owner == "gateway-1") {
         ui.line(format!("    curl -s http://{}/clusters", balancer.admin));
         ui.line(format!("    curl -s http://{}/metrics", balancer.admin));
+        ui.line(format!(
+            "    curl -Ns http://{}/hystrix.stream",
+            balancer.admin
+        ));
+        ui.line(format!("    curl -s http://{}/events", balancer.admin));
     }
+    let command = programs.path("selvedge");
+    let command = command.display();
+    ui.line(format!("    {command} --registry http://{registry} status"));
+    let admins = mesh.balancers.iter();
+    let admins = admins.map(|balancer| format!(" http://{}", balancer.admin));
+    ui.line(format!(
+        "    {command} events --follow{}",
+        admins.collect::<String>()
+    ));
     ui.line("  Kill any of these and watch nobody notice:");
     for child in mesh.supervisor.children() {
         if child.state() == crate::process::State::Running {
