@@ -93,7 +93,11 @@ impl<const N: usize> TimeRing<N> {
     pub(super) fn advance(&self, now: Tick, sums: [u64; N]) -> Bounds<N> {
         let mut origin = self.origin.load(Ordering::Acquire);
         if origin == UNSET || now.0 < self.bounds(origin).back {
-            self.forget(sums);
+            if origin != UNSET {
+                self.forget(sums);
+            }
+            // Empty since it was made or emptied: what another thread has counted while this one
+            // came here is in the window, not before it.
             origin = now.0.min(UNSET - 1);
             self.origin.store(origin, Ordering::Release);
             return self.bounds(origin);
