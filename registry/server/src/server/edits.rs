@@ -166,12 +166,9 @@ impl Shared {
         {
             return EditAnswer::Moved(Record::clone(record));
         }
-        match self.edit_here(&service, &id, edit) {
-            Ok(_) => match self.catalogue().live_record(&service, &id) {
-                Some(record) => EditAnswer::Done(Record::clone(record)),
-                // Deregistered at this moment.
-                None => EditAnswer::Unknown,
-            },
+        let edit = |instance: &mut InstanceRecord| edit.apply(instance);
+        match self.try_change_record(&service, &id, edit) {
+            Ok(record) => EditAnswer::Done(Record::clone(&record)),
             Err(Refused::Invalid(why)) => EditAnswer::Invalid(why),
             Err(_) => EditAnswer::Unknown,
         }

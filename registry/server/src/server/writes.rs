@@ -266,6 +266,17 @@ impl Shared {
         id: &InstanceId,
         edit: impl FnOnce(&mut InstanceRecord) -> Result<(), Refused>,
     ) -> Result<InstanceRecord, Refused> {
+        let record = self.try_change_record(service, id, edit)?;
+        record.instance().ok_or(Refused::Unknown)
+    }
+
+    /// The same; gives the record as this change has made it, whatever comes after.
+    pub(super) fn try_change_record(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        edit: impl FnOnce(&mut InstanceRecord) -> Result<(), Refused>,
+    ) -> Result<Arc<Record>, Refused> {
         let mut state = self.state.write();
         let record = state.store.catalogue().live_record(service, id).cloned();
         let record = record.ok_or_else(|| self.unknown())?;
@@ -274,7 +285,7 @@ impl Shared {
         edit(&mut instance)?;
         instance.settle();
         if instance == before {
-            return Ok(before);
+            return Ok(record);
         }
         instance.changed_ms = self.wall_ms();
         self.node.as_ref().clone_into(&mut instance.owner);
@@ -283,7 +294,8 @@ impl Shared {
         if !self.leases.holds(&key) {
             self.leases.grant(key, &grant(&instance), now());
         }
-        Ok(instance)
+        let made = state.store.catalogue().live_record(service, id).cloned();
+        made.ok_or(Refused::Unknown)
     }
 
     /// Publishes a policy, or a change of it; tells its number.
