@@ -268,3 +268,7 @@ impl FinagleDeadline {
 fn since_epoch(wall: SystemTime) -> u64 {
     nanos(wall.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "deadline_tests.rs"]
+mod tests;
