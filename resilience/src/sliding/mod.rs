@@ -31,6 +31,8 @@ pub(crate) struct Sliding<const N: usize> {
     begin: [AtomicU64; N],
     ring: ArcSwap<TimeRing<N>>,
     writer: Mutex<()>,
+    /// How often it was changed by more than time: sums that were read before are of another window.
+    changes: AtomicU64,
 }
 
 impl<const N: usize> Sliding<N> {
@@ -42,13 +44,14 @@ impl<const N: usize> Sliding<N> {
             begin: std::array::from_fn(|_| AtomicU64::new(0)),
             ring: ArcSwap::from_pointee(TimeRing::new(span, buckets, [0; N])),
             writer: Mutex::new(()),
+            changes: AtomicU64::new(0),
         }
     }
 
     /// The end of the bucket that `now` falls in, which is the newest one then, or of the newest
     /// if another thread is just changing it. `sums` are asked if it is a new one.
     #[inline]
-    pub(crate) fn turn(&self, now: Tick, sums: impl FnOnce() -> [u64; N]) -> u64 {
+    pub(crate) fn turn(&self, now: Tick, sums: impl Fn() -> [u64; N]) -> u64 {
         let end = self.end.load(Ordering::Acquire);
         if now.0 < end && now.0 >= self.back.load(Ordering::Relaxed) {
             return end;
@@ -60,13 +63,20 @@ impl<const N: usize> Sliding<N> {
     }
 
     #[cold]
-    fn advance(&self, now: Tick, sums: impl FnOnce() -> [u64; N]) {
-        // Somebody else at it: this call counts in the bucket that is just ending.
+    fn advance(&self, now: Tick, sums: impl Fn() -> [u64; N]) {
+        // Before the lock: whoever finds it taken goes on and counts after this, and so in the bucket
+        // that begins. What is counted in between, by whoever is here with the same page, counts
+        // there too.
+        let changes = self.changes.load(Ordering::Acquire);
+        let mut known = sums();
         let Some(_writer) = self.writer.try_lock() else {
             return;
         };
+        if self.changes.load(Ordering::Acquire) != changes {
+            known = sums();
+        }
         if self.end.load(Ordering::Acquire) < NO_TIME {
-            self.publish(&self.ring.load().advance(now, sums()));
+            self.publish(&self.ring.load().advance(now, known));
         }
     }
 
@@ -124,6 +134,13 @@ pub(crate) struct Change<'a, const N: usize> {
     _writer: MutexGuard<'a, ()>,
 }
 
+impl<const N: usize> Drop for Change<'_, N> {
+    /// At its end, and still under the lock: sums that were read before that may be of the old window.
+    fn drop(&mut self) {
+        self.window.changes.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
 impl<const N: usize> Change<'_, N> {
     /// Empties the window; the sums are `sums`.
     pub(crate) fn forget(&self, sums: [u64; N]) {
@@ -163,6 +180,59 @@ mod models {
     use loom::{sync::Arc, thread};
 
     use super::*;
+
+    /// Two calls at once, as the first ever, or as the first after nobody called for long: whoever
+    /// finds the other at it goes on and counts, and is not taken for a call from before.
+    #[test]
+    fn calls_that_turn_the_page_together_are_both_in_the_window() {
+        for (before, at) in [(0, 5), (1, 1_000)] {
+            loom::model(move || {
+                let sum = Arc::new(AtomicU64::new(0));
+                let window = Arc::new(Sliding::<1>::new(10, 1));
+                let call = |window: &Sliding<1>, sum: &AtomicU64, at| {
+                    window.turn(Tick(at), || [sum.load(Ordering::Acquire)]);
+                    sum.fetch_add(1, Ordering::AcqRel);
+                };
+                for _ in 0..before {
+                    call(&window, &sum, 5);
+                }
+                let other = {
+                    let (sum, window) = (Arc::clone(&sum), Arc::clone(&window));
+                    thread::spawn(move || call(&window, &sum, at))
+                };
+                call(&window, &sum, at);
+                other.join().expect("no panic");
+                assert_eq!(window.held(Tick(at), || [sum.load(Ordering::Acquire)]), [2]);
+            });
+        }
+    }
+
+    /// The window is emptied, for sums of another kind, while somebody turns the page.
+    #[test]
+    fn a_page_that_is_turned_while_the_window_is_emptied_knows_the_sums_of_after() {
+        loom::model(|| {
+            let bank = Arc::new(AtomicU64::new(0));
+            let banks = Arc::new([AtomicU64::new(5), AtomicU64::new(0)]);
+            let window = Arc::new(Sliding::<1>::new(10, 1));
+            let sums = |bank: &AtomicU64, banks: &[AtomicU64; 2]| {
+                let bank = bank.load(Ordering::Acquire) as usize;
+                [banks[bank].load(Ordering::Acquire)]
+            };
+            let emptier = {
+                let (bank, window) = (Arc::clone(&bank), Arc::clone(&window));
+                thread::spawn(move || {
+                    let change = window.change();
+                    bank.store(1, Ordering::Release);
+                    change.forget([0]);
+                })
+            };
+            window.turn(Tick(5), || sums(&bank, &banks));
+            emptier.join().expect("no panic");
+            window.turn(Tick(5), || sums(&bank, &banks));
+            banks[1].fetch_add(1, Ordering::AcqRel);
+            assert_eq!(window.held(Tick(5), || sums(&bank, &banks)), [1]);
+        });
+    }
 
     /// Whoever adds up while the page is turned sees the window before it or the one after it.
     #[test]

@@ -23,7 +23,7 @@ struct Snap<const N: usize> {
 /// that knows nothing of buckets, nothing is ever reset, and the ids are as wide as the clock: an
 /// old bucket cannot come back to life after a gap, however long. Only the first call in a new
 /// bucket does more: it writes down the sums (one writer at a time; who finds another at it goes
-/// on, and its call counts in the bucket that is just ending).
+/// on, and its call counts in the bucket that begins).
 ///
 /// The first bucket begins with the first call.
 ///
@@ -93,11 +93,7 @@ impl<const N: usize> TimeRing<N> {
     pub(super) fn advance(&self, now: Tick, sums: [u64; N]) -> Bounds<N> {
         let mut origin = self.origin.load(Ordering::Acquire);
         if origin == UNSET || now.0 < self.bounds(origin).back {
-            if origin != UNSET {
-                self.forget(sums);
-            }
-            // Empty since it was made or emptied: what another thread has counted while this one
-            // came here is in the window, not before it.
+            self.forget(sums);
             origin = now.0.min(UNSET - 1);
             self.origin.store(origin, Ordering::Release);
             return self.bounds(origin);
