@@ -29,8 +29,7 @@ mod tests {
             Arc,
             atomic::{AtomicU64, Ordering},
         },
-        time::Duration,
-        time::Instant,
+        time::{Duration, Instant},
     };
 
     use bytes::Bytes;

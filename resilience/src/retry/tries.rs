@@ -63,14 +63,10 @@ impl RetryConfig {
         let code = GrpcCode::of_head(status, headers);
         let by_status = Judgement {
             worth_a_retry: self.retries_status(status) || self.retries_grpc(code),
+            after: retry_after(status, headers, wall, self.retry_after_max.0),
             ..Judgement::of(outcome_of(status, code))
         };
-        if by_status.outcome == Outcome::Success {
-            // Advice on how to repeat a success is none.
-            return by_status;
-        }
-        let after = retry_after(status, headers, wall, self.retry_after_max.0);
-        self.advised(Judgement { after, ..by_status }, status, headers)
+        self.advised(by_status, status, headers)
     }
 
     /// Judges the trailers of a gRPC answer whose body was empty; `None` if they say nothing.
@@ -80,9 +76,6 @@ impl RetryConfig {
             worth_a_retry: self.retries_grpc(Some(code)),
             ..Judgement::of(code.outcome())
         };
-        if by_status.outcome == Outcome::Success {
-            return Some(by_status);
-        }
         Some(self.advised(by_status, StatusCode::OK, trailers))
     }
 
@@ -100,6 +93,10 @@ impl RetryConfig {
     }
 
     fn advised(&self, found: Judgement, status: StatusCode, headers: &HeaderMap) -> Judgement {
+        // Advice on how to repeat a success is none.
+        if found.outcome == Outcome::Success {
+            return found;
+        }
         match advice(status, headers) {
             Advice::None => Judgement {
                 // Finagle: "come again now" is how it says that it refused a call. Unlike a nack it
