@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::{
     BalanceConfig, Balancer, Client, Core, Home, Key, Locality, OutlierConfig, Setup,
-    member::{Shared, Teller},
+    shared::{Shared, Teller},
     view::View,
 };
 use crate::{config::PolicyError, events::Events, rng::Rng, sync::AtomicU64};

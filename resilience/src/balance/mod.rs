@@ -72,6 +72,7 @@ mod maglev;
 mod member;
 mod outlier;
 mod ring;
+mod shared;
 mod subset;
 mod view;
 mod weighted;
@@ -99,8 +100,9 @@ pub use self::{
 };
 use self::{
     hash::Draws,
-    member::{Endpoint, Shared, Zone},
+    member::{Endpoint, Zone},
     outlier::{Sample, judge},
+    shared::Shared,
     view::{Ask, View},
 };
 use crate::{
