@@ -21,6 +21,18 @@ pub(crate) fn is_astray(moment: u64, most: u64, now: Tick) -> bool {
     moment.saturating_sub(now.0) > most.saturating_add(SET_BACK)
 }
 
+/// Nanoseconds since `moment`, which was never ahead when it was set. One of a clock that was set back
+/// since is as good as forgotten.
+#[inline]
+pub(crate) fn age(moment: u64, now: Tick) -> u64 {
+    match now.0.checked_sub(moment) {
+        Some(age) => age,
+        None if is_astray(moment, 0, now) => u64::MAX,
+        // Another thread's clock is a little ahead.
+        None => 0,
+    }
+}
+
 /// When something is next to be done. Anew: at once.
 #[derive(Debug)]
 pub(crate) struct Due {
@@ -104,5 +116,8 @@ mod tests {
         assert!(!is_astray(2 * SET_BACK + 5, 5, now));
         assert!(is_astray(2 * SET_BACK + 6, 5, now));
         assert!(!is_astray(u64::MAX, u64::MAX, now));
+        let ages = [(0, SET_BACK), (SET_BACK, 0), (2 * SET_BACK, 0)];
+        assert!(ages.iter().all(|&(then, want)| age(then, now) == want));
+        assert_eq!(age(2 * SET_BACK + 1, now), u64::MAX);
     }
 }

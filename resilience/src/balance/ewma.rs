@@ -8,6 +8,7 @@
 
 use crate::{
     clock::Tick,
+    due::age,
     sync::{AtomicU64, Ordering},
 };
 
@@ -59,7 +60,7 @@ impl PeakEwma {
     /// The cost at `now`; 0 without history.
     pub(super) fn read(&self, now: Tick, decay: f64) -> f64 {
         let cost = f64::from_bits(self.cost.load(Ordering::Acquire));
-        let age = now.0.saturating_sub(self.stamp.load(Ordering::Relaxed));
+        let age = age(self.stamp.load(Ordering::Relaxed), now);
         // Younger costs are read as they are: the decay since then is below 1.6 %.
         if (age as f64) < decay / 64.0 || cost == 0.0 {
             cost

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     clock::{Tick, nanos},
+    due::age,
     events::{EventKind, Return},
     outcome::Outcome,
     sync::{AtomicU32, AtomicU64, Ordering},
@@ -220,6 +221,11 @@ impl<K> Endpoint<K> {
         self.weight.store(weight, Ordering::Relaxed);
     }
 
+    /// For how long it has been there, or back.
+    pub(super) fn age(&self, now: Tick) -> Duration {
+        Duration::from_nanos(age(self.since().0, now))
+    }
+
     pub(super) fn since(&self) -> Tick {
         Tick(self.since.load(Ordering::Relaxed))
     }
@@ -228,7 +234,7 @@ impl<K> Endpoint<K> {
     pub(super) fn is_forgotten(&self, now: Tick, picks: u64) -> bool {
         self.pending.load(Ordering::Relaxed) == 0
             && picks.saturating_sub(self.picked_at.load(Ordering::Relaxed)) >= FORGOTTEN_PICKS
-            && now.since(Tick(self.picked.load(Ordering::Relaxed))) >= FORGOTTEN
+            && Duration::from_nanos(age(self.picked.load(Ordering::Relaxed), now)) >= FORGOTTEN
     }
 
     /// Peak latency × (calls under way ÷ `share` + 1); `share`: its weight ÷ the mean weight.
@@ -364,7 +370,7 @@ impl<K> Endpoint<K> {
 
 impl<K: Key> Endpoint<K> {
     pub(super) fn status(&self, now: Tick, slow: Option<&SlowStartConfig>) -> EndpointStatus<K> {
-        let ramp = slow.map_or(1.0, |slow| slow.factor(now.since(self.since())));
+        let ramp = slow.map_or(1.0, |slow| slow.factor(self.age(now)));
         let ejected_for = Duration::from_nanos(self.health.out_for(now));
         let state = if self.health.is_unhealthy() {
             EndpointState::Unhealthy

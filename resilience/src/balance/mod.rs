@@ -108,6 +108,7 @@ use self::{
 use crate::{
     clock::{Tick, nanos},
     config::PolicyError,
+    due::is_astray,
     events::{EventKind, Return},
     outcome::{Policy, Reason, Rejected},
     rng::Rng,
@@ -423,7 +424,8 @@ impl<K: Key> Balancer<K> {
             .slots()
             .filter_map(|slot| slot.endpoint.health.until())
             .map(|until| until.0);
-        shared.due.finish(out.min().unwrap_or(u64::MAX).min(ends));
+        let next = out.min().unwrap_or(u64::MAX).min(ends);
+        shared.due.finish(now, next);
     }
 
     /// Takes what an active health check found. Keys that are not known are ignored.
@@ -559,7 +561,8 @@ impl Sweeper {
     /// an ejection may be over already, and has only made the next one longer.
     fn sweep<K: Key>(&mut self, view: &View<K>, config: &OutlierConfig, now: Tick) -> u64 {
         let interval = nanos(config.interval.0).max(1);
-        let began = *self.began.get_or_insert(now);
+        let began = self.began.filter(|began| !is_astray(began.0, 0, now));
+        let began = *self.began.insert(began.unwrap_or(now));
         let ended = now.0.saturating_sub(began.0) / interval;
         if ended == 0 {
             return began.0.saturating_add(interval);

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     clock::{Tick, nanos},
+    due::is_astray,
     events::{Event, EventKind, Events},
     outcome::Policy,
     rng::Rng,
@@ -19,37 +20,47 @@ use crate::{
 /// When somebody must look at the endpoints again: a verdict's time is over, an interval ends, or
 /// something has changed. One load a pick where there is nothing to do.
 #[derive(Debug, Default)]
-pub(super) struct Due(AtomicU64);
+pub(super) struct Due {
+    at: AtomicU64,
+    /// How far off it was when it was set.
+    most: AtomicU64,
+}
+
+/// In the place of a moment, while somebody looks.
+const LOOKING: u64 = u64::MAX;
 
 impl Due {
     /// Something has changed: whoever picks next looks.
     pub(super) fn request(&self) {
         // Swapped, not stored: a look that is just ending comes before it or sees it.
-        self.0.swap(0, Ordering::AcqRel);
+        self.at.swap(0, Ordering::AcqRel);
     }
 
     pub(super) fn is_due(&self, now: Tick) -> bool {
-        now.0 >= self.0.load(Ordering::Relaxed)
+        let at = self.at.load(Ordering::Relaxed);
+        now.0 >= at || at != LOOKING && is_astray(at, self.most.load(Ordering::Relaxed), now)
     }
 
     /// A look begins: what is requested from now on it may miss.
     pub(super) fn begin(&self) {
-        self.0.swap(u64::MAX, Ordering::AcqRel);
+        self.at.swap(LOOKING, Ordering::AcqRel);
     }
 
-    /// It has ended; the next is due at `next`, or at once if one was requested meanwhile.
-    pub(super) fn finish(&self, next: u64) {
+    /// It has ended at `now`; the next is due at `next`, or at once if one was requested meanwhile.
+    pub(super) fn finish(&self, now: Tick, next: u64) {
+        self.most
+            .store(next.saturating_sub(now.0), Ordering::Relaxed);
         let missed = self
-            .0
+            .at
             .compare_exchange(
-                u64::MAX,
-                next.min(u64::MAX - 1),
+                LOOKING,
+                next.min(LOOKING - 1),
                 Ordering::AcqRel,
                 Ordering::Acquire,
             )
             .is_err();
         // Nothing but a request changes it meanwhile, and that stays.
-        debug_assert!(!missed || self.0.load(Ordering::Relaxed) == 0);
+        debug_assert!(!missed || self.at.load(Ordering::Relaxed) == 0);
     }
 }
 
@@ -148,12 +159,16 @@ impl<K> Shared<K> {
         let window = self.window.load(Ordering::Relaxed);
         if window > 0 {
             let until = since.0.saturating_add(window);
+            if is_astray(self.warm_at.load(Ordering::Relaxed), window, since) {
+                self.warm_at.store(until, Ordering::Relaxed);
+            }
             self.warm_at.fetch_max(until, Ordering::Relaxed);
         }
     }
 
     pub(super) fn is_anybody_warming(&self, now: Tick) -> bool {
-        now.0 < self.warm_at.load(Ordering::Relaxed)
+        let warm_at = self.warm_at.load(Ordering::Relaxed);
+        now.0 < warm_at && !is_astray(warm_at, self.window.load(Ordering::Relaxed), now)
     }
 }
 
@@ -176,7 +191,7 @@ mod models {
             };
             all.0.begin();
             let seen = all.1.load(Ordering::Acquire);
-            all.0.finish(100);
+            all.0.finish(Tick(0), 100);
             other.join().expect("no panic");
             assert!(seen == 1 || all.0.is_due(Tick(0)));
         });

@@ -96,8 +96,7 @@ impl<K: Eq> Ask<'_, K> {
     /// The part of its weight that an endpoint has while it warms up.
     pub(super) fn warmth(&self, endpoint: &Endpoint<K>) -> f64 {
         self.ramp.map_or(1.0, |ramp| {
-            let age = self.now.since(endpoint.since());
-            (ramp.config.factor(age) / ramp.best).min(1.0)
+            (ramp.config.factor(endpoint.age(self.now)) / ramp.best).min(1.0)
         })
     }
 

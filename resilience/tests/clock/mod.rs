@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use selvedge_resilience::{
     FailureClass, Outcome, Rng,
     adaptive::{AdaptiveConfig, AdaptiveLimit, AimdConfig, AlgorithmConfig, GradientConfig},
+    balance::{BalanceConfig, Balancer, EndpointState, Member, OutlierConfig, PickContext},
     breaker::{BreakerConfig, CircuitBreaker, State},
     bulkhead::{Bulkhead, BulkheadConfig, Entry, QueueConfig, Queued},
     context::Priority,
@@ -72,6 +73,62 @@ impl Core for Breaker {
         let rejected = self.0.try_acquire(now + ms(500)).expect_err(case);
         let wait = rejected.retry_after.expect(case);
         assert!(wait <= 2 * SECOND, "{case}: opens for {wait:?}");
+    }
+}
+
+struct Balanced(Balancer<u32>);
+
+impl Balanced {
+    fn new() -> Self {
+        let config: BalanceConfig =
+            toml::from_str("slow_start = { window = \"10s\" }").expect("valid");
+        let balancer = Balancer::new(config, OutlierConfig::default(), Rng::new(1));
+        Self(balancer.expect("valid"))
+    }
+
+    fn members(&self, n: u32, now: Instant) {
+        self.0.set_members((0..n).map(Member::new), now);
+    }
+
+    fn fail(&self, began: Instant, ended: Instant) {
+        if let Ok(pick) = self.0.pick(&PickContext::at(began)) {
+            pick.complete(Outcome::Failure(FailureClass::Connect), ended);
+        }
+    }
+}
+
+impl Core for Balanced {
+    fn call(&self, began: Instant, ended: Instant) {
+        // Some come and go, and are warm one day.
+        self.members(3, began);
+        self.members(4, began);
+        self.fail(began, ended);
+    }
+
+    fn works_from(&self, now: Instant, case: &str) {
+        self.members(4, now);
+        // Picks are enough: nobody needs a timer. Longer than the longest ejection.
+        let later = now + 400 * SECOND;
+        for after in [400 * SECOND, 401 * SECOND] {
+            if let Ok(pick) = self.0.pick(&PickContext::at(now + after)) {
+                pick.complete(Outcome::Success, now + after);
+            }
+        }
+        let status = self.0.status(later + SECOND);
+        let all_in = status.iter().all(|it| it.state == EndpointState::In);
+        assert!(
+            all_in && status.len() == 4,
+            "{case}: all are in, and warm: {status:?}"
+        );
+        // Whoever fails is out, and comes back.
+        let now = later + 2 * SECOND;
+        self.fail(now, now);
+        assert_eq!(self.0.ejected(), 1, "{case}: ejects");
+        self.fail(now + 400 * SECOND, now + 400 * SECOND);
+        assert_eq!(self.0.ejected(), 1, "{case}: lets in, and ejects the next");
+        let status = self.0.status(now + 401 * SECOND);
+        let costs = status.iter().filter(|it| it.state == EndpointState::In);
+        assert_eq!(costs.count(), 3, "{case}: {status:?}");
     }
 }
 
@@ -362,6 +419,7 @@ fn cores() -> Vec<(&'static str, Box<dyn Core>)> {
             "budget",
             Box::new(Retries(Budget::new(budget).expect("valid"))),
         ),
+        ("balancer", Box::new(Balanced::new())),
         (
             "hedge",
             Box::new(Hedged(Hedge::new(HedgeConfig::default()).expect("valid"))),

@@ -3,6 +3,7 @@
 use super::{Cause, OutlierConfig};
 use crate::{
     clock::{Tick, nanos},
+    due::is_astray,
     outcome::{FailureClass, Outcome},
     sync::{AtomicU32, AtomicU64, Ordering},
 };
@@ -106,6 +107,8 @@ fn after(word: u64, class: FailureClass) -> u64 {
 #[derive(Debug, Default)]
 pub(in crate::balance) struct Health {
     state: AtomicU64,
+    /// How long the latest ejection lasts, in nanoseconds.
+    lasts: AtomicU64,
     /// 1 while its health check fails.
     unhealthy: AtomicU32,
     /// How often it was let in again: a result of an earlier life says nothing about this one.
@@ -198,6 +201,8 @@ impl Health {
         // Swapped, not stored, so that who forgives at this moment comes before or fails.
         self.times.swap(times, Ordering::Relaxed);
         let lasts = config.lasts(times) + config.eject_jitter.0.mul_f64(jitter);
+        // Of the one who judges, and before anybody can see the end of it.
+        self.lasts.store(nanos(lasts), Ordering::Relaxed);
         let until = now.plus(lasts).0.clamp(JUDGED + 1, GONE - 1);
         if swap(JUDGED, until) {
             Verdict::Ejected
@@ -210,13 +215,19 @@ impl Health {
     /// Whether calls may go there at `now`; not before its time is over, nor while its check fails.
     pub(in crate::balance) fn is_available(&self, now: Tick) -> bool {
         let until = self.state.load(Ordering::Acquire);
-        (until <= JUDGED || until <= now.0) && self.unhealthy.load(Ordering::Relaxed) == 0
+        (until <= JUDGED || self.is_over(until, now)) && self.unhealthy.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether an ejection until then is over: also if it was reckoned by a clock that was set back
+    /// since.
+    fn is_over(&self, until: u64, now: Tick) -> bool {
+        until <= now.0 || until != GONE && is_astray(until, self.lasts.load(Ordering::Relaxed), now)
     }
 
     /// Brings it back if its time is over; `true` to the one who did.
     pub(in crate::balance) fn readmit_if_due(&self, places: &Places, now: Tick) -> bool {
         let until = self.state.load(Ordering::Acquire);
-        until > JUDGED && until <= now.0 && self.readmit(places, until)
+        until > JUDGED && self.is_over(until, now) && self.readmit(places, until)
     }
 
     /// Brings it back whatever its time; `true` to the one who did.
@@ -298,7 +309,8 @@ impl Health {
 
     /// Nanoseconds until it comes back; 0 if it is in.
     pub(in crate::balance) fn out_for(&self, now: Tick) -> u64 {
-        self.until().map_or(0, |until| nanos(until.since(now)))
+        let until = self.until().filter(|until| !self.is_over(until.0, now));
+        until.map_or(0, |until| nanos(until.since(now)))
     }
 }
 
