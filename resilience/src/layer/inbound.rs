@@ -34,7 +34,10 @@ use tower_service::Service;
 
 use super::{
     ArrivedAt, BoxError, CallGuard, Completes, EitherBody, FixedBody, GuardedBody, Moment,
-    Patience, keep::keep, lookout::Lookout, slot::slot,
+    Patience,
+    keep::keep,
+    lookout::{self, Lookout},
+    slot::slot,
 };
 use crate::{
     adaptive::{self, AdaptiveLimit},
@@ -42,7 +45,7 @@ use crate::{
     classify::outcome_of_head,
     config::{PolicyError, Rate},
     context::{Deadline, deadline, priority::Priority},
-    events::{Event, EventKind, Events},
+    events::Events,
     inbound::{InboundConfig, InboundRate, RateKey},
     metrics::{Emitter, Sample, Samples, cores},
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
@@ -251,29 +254,16 @@ impl Inbound {
     /// counters; locks nothing that a request needs.
     pub fn tick(&self) {
         let (shared, now) = (&*self.0, Instant::now().into_std());
-        let Some(events) = &shared.events else {
-            return;
-        };
-        if !events.has_listeners() {
-            return;
-        }
-        let tell = |policy: Policy, kind: EventKind| {
-            events.emit(|| Event {
-                name: Arc::clone(&shared.name),
-                policy,
-                endpoint: None,
-                at: Some(now),
-                kind,
-            });
-        };
-        let (plan, mut lookout) = (shared.plan.load(), shared.lookout.lock());
-        let mut look = lookout.begin(now, &tell);
-        let refused = plan.shed.as_ref().map(|core| core.status().refused);
-        look.one(Policy::Shed, Reason::Overloaded, refused);
-        let refused = plan.rate.as_ref().map(|limit| limit.keys.rejected());
-        look.one(Policy::RateLimit, Reason::Exhausted, refused);
-        look.bulkhead(plan.bulkhead.as_ref());
-        look.adaptive(plan.concurrency.as_ref());
+        let told = (shared.events.as_ref(), &shared.name);
+        lookout::look(&shared.lookout, told, now, |mut look| {
+            let plan = shared.plan.load();
+            let refused = plan.shed.as_ref().map(|core| core.status().refused);
+            look.one(Policy::Shed, Reason::Overloaded, refused);
+            let refused = plan.rate.as_ref().map(|limit| limit.keys.rejected());
+            look.one(Policy::RateLimit, Reason::Exhausted, refused);
+            look.bulkhead(plan.bulkhead.as_ref());
+            look.adaptive(plan.concurrency.as_ref());
+        });
     }
 
     /// Whether nothing is written: every request is taken on, unless its deadline has passed.

@@ -6,6 +6,7 @@ use http_body_util::{BodyExt, Full};
 use tower::{ServiceExt, service_fn};
 
 use super::*;
+use crate::events::{Event, EventKind};
 
 fn inbound(text: &str) -> Inbound {
     Inbound::new(toml::from_str(text).expect(text)).expect(text)

@@ -4,12 +4,17 @@
 //! to is, and that it has ceased to. Nobody on the path of a call knows either. Whoever looks at
 //! the counters does: they have moved, or they have not moved for a while.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
 
 use crate::{
     adaptive::AdaptiveLimit,
     bulkhead::Bulkhead,
-    events::EventKind,
+    events::{Event, EventKind, Events},
     outcome::{Policy, Reason},
 };
 
@@ -39,12 +44,31 @@ pub(super) struct Look<'a> {
     tell: &'a dyn Fn(Policy, EventKind),
 }
 
+/// Looks, if anybody listens to `events`: `at` shows the counters, and what they come to is told of
+/// `name`.
+pub(super) fn look(
+    lookout: &Mutex<Lookout>,
+    (events, name): (Option<&Events>, &Arc<str>),
+    now: Instant,
+    at: impl FnOnce(Look<'_>),
+) {
+    let Some(events) = events.filter(|events| events.has_listeners()) else {
+        return;
+    };
+    let tell = |policy: Policy, kind: EventKind| {
+        events.emit(|| Event {
+            name: Arc::clone(name),
+            policy,
+            endpoint: None,
+            at: Some(now),
+            kind,
+        });
+    };
+    at(lookout.lock().begin(now, &tell));
+}
+
 impl Lookout {
-    pub(super) fn begin<'a>(
-        &'a mut self,
-        now: Instant,
-        tell: &'a dyn Fn(Policy, EventKind),
-    ) -> Look<'a> {
+    fn begin<'a>(&'a mut self, now: Instant, tell: &'a dyn Fn(Policy, EventKind)) -> Look<'a> {
         Look {
             lookout: self,
             now,

@@ -3,8 +3,10 @@
 use super::{Stack, now};
 use crate::{
     balance::Key,
-    events::{Event, EventKind},
+    layer::lookout,
     outcome::{Policy, Reason},
+    rate_limit::RateLimit,
+    throttle::Throttle,
 };
 
 impl<K: Key> Stack<K> {
@@ -37,44 +39,25 @@ impl<K: Key> Stack<K> {
     pub fn tick(&self) {
         let (shared, now) = (&*self.0, now());
         shared.balancer.tick(now);
-        let Some(events) = &shared.origin.events else {
-            return;
-        };
-        if !events.has_listeners() {
-            return;
-        }
-        let tell = |policy: Policy, kind: EventKind| {
-            events.emit(|| Event {
-                name: shared.origin.name.clone(),
-                policy,
-                endpoint: None,
-                at: Some(now),
-                kind,
+        let told = (shared.origin.events.as_ref(), &shared.origin.name);
+        lookout::look(&shared.lookout, told, now, |mut look| {
+            let plan = shared.plan.load();
+            let refused = plan.throttle.as_ref().map(Throttle::refused);
+            look.one(Policy::Throttle, Reason::Throttled, refused);
+            look.bulkhead(plan.bulkhead.as_ref());
+            look.adaptive(plan.concurrency.as_ref());
+            let refused = plan.rate.as_ref().map(RateLimit::rejected);
+            look.one(Policy::RateLimit, Reason::Exhausted, refused);
+            let counts = plan.budget.as_ref().map(|budget| {
+                let counts = budget.counts();
+                [
+                    (Reason::Exhausted, counts.exhausted),
+                    (Reason::Full, counts.capped),
+                ]
             });
-        };
-        let (plan, mut lookout) = (shared.plan.load(), shared.lookout.lock());
-        let mut look = lookout.begin(now, &tell);
-        let refused = plan
-            .throttle
-            .as_ref()
-            .map(crate::throttle::Throttle::refused);
-        look.one(Policy::Throttle, Reason::Throttled, refused);
-        look.bulkhead(plan.bulkhead.as_ref());
-        look.adaptive(plan.concurrency.as_ref());
-        let refused = plan
-            .rate
-            .as_ref()
-            .map(crate::rate_limit::RateLimit::rejected);
-        look.one(Policy::RateLimit, Reason::Exhausted, refused);
-        let counts = plan.budget.as_ref().map(|budget| {
-            let counts = budget.counts();
-            [
-                (Reason::Exhausted, counts.exhausted),
-                (Reason::Full, counts.capped),
-            ]
+            look.refusals(Policy::RetryBudget, counts.as_ref().map(<[_; 2]>::as_slice));
+            let refused = Some(shared.balancer.refused());
+            look.one(Policy::Balancer, Reason::NoEndpoint, refused);
         });
-        look.refusals(Policy::RetryBudget, counts.as_ref().map(<[_; 2]>::as_slice));
-        let refused = Some(shared.balancer.refused());
-        look.one(Policy::Balancer, Reason::NoEndpoint, refused);
     }
 }
