@@ -87,9 +87,22 @@ pub(crate) async fn run(printer: Printer, order: &Events) -> Result<(), Failure>
     let ports = order.ports.iter().map(String::as_str).map(port);
     let mut ports = ports.collect::<Result<Vec<_>, Failure>>()?;
     let mut lines = Lines::new(ports.len() > 1);
+    let mut silent = Vec::new();
     for port in &mut ports {
-        let (list, document) = port.news(order).await?;
-        take(printer, &mut lines, port.url, list, &document)?;
+        match port.news(order).await {
+            Ok((list, document)) => take(printer, &mut lines, port.url, list, &document)?,
+            Err(failure) => silent.push(failure),
+        }
+    }
+    // Of several, one that is down is no reason to say nothing of the others: it may be what is asked
+    // for.
+    let nobody = silent.len() == ports.len();
+    let failed = silent.pop_if(|_| nobody);
+    for failure in &silent {
+        Printer::note(&failure.message());
+    }
+    if let Some(failure) = failed {
+        return Err(failure);
     }
     let follows = order.follow;
     if printer.0 == Output::Table && (!follows || !lines.is_empty()) {

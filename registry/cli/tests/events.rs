@@ -125,6 +125,12 @@ async fn what_happened_is_told_by_port_by_service_and_since_when() {
         &["does not answer"],
     )
     .await;
+    // Of several, one that is down hides nothing of the others.
+    let output = selvedge(NO_REGISTRY, &["events", NO_REGISTRY, &edge_url]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output).contains("orders"), "{output:?}");
+    let notes = String::from_utf8_lossy(&output.stderr);
+    assert!(notes.contains("does not answer"), "{notes}");
     let of_one = [&both[..], &["--after", "0badcafe-1"]].concat();
     says(NO_REGISTRY, &of_one, 2, &["ask that one alone"]).await;
     says(NO_REGISTRY, &["events"], 2, &["<URL>"]).await;
