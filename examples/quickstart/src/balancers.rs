@@ -17,6 +17,8 @@ pub(crate) struct Balancer {
     pub(crate) owner: String,
     pub(crate) process: Arc<Process>,
     pub(crate) admin: SocketAddr,
+    /// Whether it tells what its policies did, at `/events`: a gateway or a sidecar.
+    pub(crate) tells: bool,
     /// Whom it calls, and how many of them there are.
     pub(crate) expects: Vec<(&'static str, usize)>,
 }

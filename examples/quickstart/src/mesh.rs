@@ -258,6 +258,7 @@ impl Builder<'_> {
                 owner: sidecar_name,
                 process: Arc::clone(&sidecar),
                 admin: ports.admin,
+                tells: true,
                 expects: expects.collect(),
             });
             started.push((sidecar, ports.admin));
@@ -305,6 +306,7 @@ impl Builder<'_> {
                 owner: instance,
                 process: Arc::clone(&process),
                 admin,
+                tells: false,
                 expects: callees.to_vec(),
             });
             started.push((process, admin));
@@ -331,6 +333,7 @@ impl Builder<'_> {
                 owner: name,
                 process: Arc::clone(&process),
                 admin,
+                tells: true,
                 expects: vec![("storefront", storefronts)],
             });
             addrs.push(http);

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use crate::balancers::Balancer;
 use crate::http_client::Asker;
 use crate::kills::Killed;
 use crate::load::{HOST, Summary};
 use crate::mesh::Mesh;
+use crate::process::State;
 use crate::programs::Programs;
 use crate::trace::{self, Trace};
 use crate::ui::Ui;
@@ -169,7 +171,8 @@ pub(crate) fn what_to_try(ui: &Ui, mesh: &Mesh, programs: &Programs) {
     let command = programs.path("selvedge");
     let command = command.display();
     ui.line(format!("    {command} --registry http://{registry} status"));
-    let admins = mesh.balancers.iter();
+    let alive = |it: &&Balancer| it.tells && it.process.state() == State::Running;
+    let admins = mesh.balancers.iter().filter(alive);
     let admins = admins.map(|balancer| format!(" http://{}", balancer.admin));
     ui.line(format!(
         "    {command} events --follow{}",
@@ -177,7 +180,7 @@ pub(crate) fn what_to_try(ui: &Ui, mesh: &Mesh, programs: &Programs) {
     ));
     ui.line("  Kill any of these and watch nobody notice:");
     for child in mesh.supervisor.children() {
-        if child.state() == crate::process::State::Running {
+        if child.state() == State::Running {
             ui.line(format!("    kill -9 {:<8} # {}", child.pid, child.name));
         }
     }
