@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::{
-    args::{Cli, Command, Policy},
+    args::{Cli, Command},
     ask::Registry,
     failure::Failure,
     print::Printer,
@@ -47,50 +47,46 @@ fn main() -> ExitCode {
 /// What the process exits with.
 async fn run(cli: &Cli) -> Result<u8, Failure> {
     let printer = Printer(cli.output);
+    // Some orders ask no registry, and must not mind how one would be reached.
+    let registry = || Registry::new(&cli.at);
     match &cli.command {
-        // These ask no registry.
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "selvedge", &mut script);
-            return Printer::text(&String::from_utf8_lossy(&script)).map(|()| 0);
+            Printer::text(&String::from_utf8_lossy(&script))
         }
-        Command::Keys(order) => return cluster::keys(printer, order).await.map(|()| 0),
-        Command::Events(order) => return events::run(printer, order).await.map(|()| 0),
-        Command::Policy(Policy::Validate { files }) => {
-            return policies::validate(printer, files).await.map(|()| 0);
-        }
-        Command::Policy(Policy::Schema) => return policies::schema().map(|()| 0),
-        _ => {}
-    }
-    let registry = Registry::new(&cli.at)?;
-    match &cli.command {
+        Command::Keys(order) => cluster::keys(printer, order).await,
+        Command::Events(order) => events::run(printer, order).await,
+        Command::Policy(order) => policies::run(&cli.at, printer, order).await,
         Command::Status => {
-            let well = cluster::status(&registry, printer).await?;
+            let well = cluster::status(&registry()?, printer).await?;
             return Ok(u8::from(!well));
         }
-        Command::Register(order) => return register::run(&registry, printer, order).await,
-        Command::Members => printer.show(&cluster::members(&registry).await?),
+        Command::Register(order) => return register::run(&registry()?, printer, order).await,
+        Command::Members => printer.show(&cluster::members(&registry()?).await?),
         Command::Drain { node, wait, force } => {
-            cluster::drain(&registry, printer, node, *wait, *force).await
+            cluster::drain(&registry()?, printer, node, *wait, *force).await
         }
-        Command::Services => instances::services(&registry, printer).await,
-        Command::Catalog { team } => instances::catalog(&registry, printer, team.clone()).await,
+        Command::Services => instances::services(&registry()?, printer).await,
+        Command::Catalog { team } => instances::catalog(&registry()?, printer, team.clone()).await,
         Command::Instances { service, filter } => {
-            instances::list(&registry, printer, service.as_ref(), filter).await
+            instances::list(&registry()?, printer, service.as_ref(), filter).await
         }
-        Command::Instance { service, id } => instances::one(&registry, printer, service, id).await,
+        Command::Instance { service, id } => {
+            instances::one(&registry()?, printer, service, id).await
+        }
         Command::Watch {
             services,
             filter,
             count,
-        } => instances::watch(&registry, printer, services, filter, *count).await,
-        Command::Renew { service, id } => instances::renew(&registry, printer, service, id).await,
-        Command::Deregister { service, id } => {
-            instances::deregister(&registry, printer, service, id).await
+        } => instances::watch(&registry()?, printer, services, filter, *count).await,
+        Command::Renew { service, id } => {
+            instances::renew(&registry()?, printer, service, id).await
         }
-        Command::Override(order) => instances::overrule(&registry, printer, order).await,
-        Command::Policy(order) => policies::run(&registry, printer, order).await,
-        Command::Keys(_) | Command::Events(_) | Command::Completions { .. } => Ok(()),
+        Command::Deregister { service, id } => {
+            instances::deregister(&registry()?, printer, service, id).await
+        }
+        Command::Override(order) => instances::overrule(&registry()?, printer, order).await,
     }?;
     Ok(0)
 }

@@ -14,52 +14,57 @@ use selvedge_resilience::TrafficPolicy;
 use serde_json::json;
 
 use crate::{
-    args::{Only, Output, Policy},
+    args::{At, Only, Output, Policy},
     ask::{self, Registry},
     failure::Failure,
     print::Printer,
     show::{self, Done},
 };
 
-pub(crate) async fn run(
-    registry: &Registry,
-    printer: Printer,
-    order: &Policy,
-) -> Result<(), Failure> {
+pub(crate) async fn run(at: &At, printer: Printer, order: &Policy) -> Result<(), Failure> {
+    let registry = || Registry::new(at);
     match order {
+        // These two ask no registry.
+        Policy::Validate { files } => validate(printer, files).await,
+        Policy::Schema => schema(),
         Policy::List => {
-            let list: PolicyList = registry.get("list the policies", "/v1/policies").await?;
-            printer.show(&list)
+            let list = registry()?.get("list the policies", "/v1/policies").await;
+            printer.show::<PolicyList>(&list?)
         }
-        Policy::Get { service } => get(registry, printer, service).await,
+        Policy::Get { service } => get(&registry()?, printer, service).await,
         Policy::Put {
             service,
             file,
             only,
-        } => put(registry, printer, service, file, only).await,
+        } => put(&registry()?, printer, service, file, only).await,
         Policy::Delete {
             service,
             if_version,
-        } => {
-            let what = format!("withdraw the policy of {service}");
-            let path = format!("/v1/policies/{service}");
-            let call = Call {
-                path: &path,
-                headers: if_match(*if_version),
-                ..Call::default()
-            };
-            registry.call(&what, "DELETE", &call).await?;
-            let sentence = format!("{service} has no policy of its own any more");
-            let document = json!({ "service": service, "withdrawn": true });
-            printer.show(&Done { sentence, document })
-        }
-        Policy::History { service } => printer.show(&history(registry, service).await?),
+        } => delete(&registry()?, printer, service, *if_version).await,
+        Policy::History { service } => printer.show(&history(&registry()?, service).await?),
         Policy::Rollback { service, version } => {
-            rollback(registry, printer, service, *version).await
+            rollback(&registry()?, printer, service, *version).await
         }
-        Policy::Validate { files } => validate(printer, files).await,
-        Policy::Schema => schema(),
     }
+}
+
+async fn delete(
+    registry: &Registry,
+    printer: Printer,
+    service: &ServiceName,
+    if_version: Option<u64>,
+) -> Result<(), Failure> {
+    let what = format!("withdraw the policy of {service}");
+    let path = format!("/v1/policies/{service}");
+    let call = Call {
+        path: &path,
+        headers: if_match(if_version),
+        ..Call::default()
+    };
+    registry.call(&what, "DELETE", &call).await?;
+    let sentence = format!("{service} has no policy of its own any more");
+    let document = json!({ "service": service, "withdrawn": true });
+    printer.show(&Done { sentence, document })
 }
 
 async fn get(registry: &Registry, printer: Printer, service: &ServiceName) -> Result<(), Failure> {
@@ -168,12 +173,12 @@ async fn rollback(
 }
 
 /// Says of each file whether it is a policy that can work; the first that is not ends it.
-pub(crate) fn schema() -> Result<(), Failure> {
+fn schema() -> Result<(), Failure> {
     let schema = schemars::schema_for!(TrafficPolicy);
     Printer::text(&format!("{:#}\n", schema.as_value()))
 }
 
-pub(crate) async fn validate(printer: Printer, files: &[PathBuf]) -> Result<(), Failure> {
+async fn validate(printer: Printer, files: &[PathBuf]) -> Result<(), Failure> {
     for file in files {
         let text = ask::text(file).await?;
         check(file, &text)?;
