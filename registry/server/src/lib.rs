@@ -39,7 +39,8 @@ pub mod persist;
 pub mod regions;
 pub mod replicate;
 pub mod server;
+pub mod start;
 pub mod tls;
 
 pub use config::RegistryConfig;
-pub use server::{RegistryServer, StartError};
+pub use start::{RegistryServer, StartError};

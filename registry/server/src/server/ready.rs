@@ -19,7 +19,7 @@ const REMEMBERED: Duration = Duration::from_millis(700);
 ///
 /// `remembered`: what an earlier life has left. It is served at once, unless one of the peers that
 /// it names still serves: that one knows better.
-pub(super) async fn become_ready(
+pub(crate) async fn become_ready(
     shared: Arc<Shared>,
     mut alone_after: Option<Duration>,
     remembered: Option<Header>,
@@ -97,7 +97,7 @@ async fn ask_remembered(shared: &Arc<Shared>, header: Header, stale: bool) -> bo
 
 /// Of two processes with one name the one with the lower generation stops to serve: the others
 /// listen to the higher only.
-pub(super) async fn step_down_if_superseded(
+pub(crate) async fn step_down_if_superseded(
     shared: Arc<Shared>,
     mut superseded: watch::Receiver<Option<u64>>,
     ready: ReadyGuard,

@@ -89,7 +89,7 @@ impl Judgement {
     }
 }
 
-pub(super) async fn sweep_for_ever(shared: Arc<Shared>) {
+pub(crate) async fn sweep_for_ever(shared: Arc<Shared>) {
     let mut tick = tokio::time::interval(SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -104,7 +104,7 @@ pub(super) async fn sweep_for_ever(shared: Arc<Shared>) {
 }
 
 /// Follows whether this server is cut off.
-pub(super) async fn note_isolation(shared: Arc<Shared>, mut isolated: watch::Receiver<bool>) {
+pub(crate) async fn note_isolation(shared: Arc<Shared>, mut isolated: watch::Receiver<bool>) {
     loop {
         let now = *isolated.borrow_and_update();
         shared.set_isolated(now);

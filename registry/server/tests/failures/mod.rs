@@ -36,7 +36,8 @@ use selvedge_registry_server::{
     RegistryConfig, RegistryServer,
     gossip::testing::{self, Net, addr},
     replicate::peer::{Connect, Io, Peers},
-    server::{Environment, Origin, Refused, Shared, system_clock},
+    server::{Origin, Refused, Shared, system_clock},
+    start::Environment,
 };
 use selvedge_resilience::config::Millis;
 use tokio::{
