@@ -88,7 +88,7 @@ impl InboundConfig {
         if let Some(limit) = &self.rate_limit {
             if let RateKey::Header(name) = &limit.by {
                 let token = http::HeaderName::try_from(name.as_str()).is_ok();
-                ensure(token, "rate_limit.by", name, "a header's name")?;
+                ensure(token, "rate_limit.by.header", name, "a header's name")?;
             }
             limit
                 .keyed()

@@ -161,7 +161,10 @@ impl TrafficPolicy {
             breaker.validate().map_err(|e| e.within("breaker"))?;
         }
         if let Some(hedge) = &self.hedge {
-            hedge.validate().map_err(|e| e.within("hedge"))?;
+            hedge
+                .validate()
+                .and_then(|()| hedge.fits(self.timeouts.backend_request))
+                .map_err(|e| e.within("hedge"))?;
         }
         if let Some(throttle) = &self.throttle {
             throttle.validate().map_err(|e| e.within("throttle"))?;
@@ -223,6 +226,36 @@ mod tests {
                 "timeouts.backendRequest",
             ),
             (r#"timeouts = { connect = "0s" }"#, "timeouts.connect"),
+            (
+                r#"timeouts = { request = "1s", backendRequest = "0s" }"#,
+                "timeouts.backendRequest",
+            ),
+            (
+                r#"
+                timeouts = { request = "1s", backendRequest = "300ms" }
+                hedge = { after = "300ms" }
+                "#,
+                "hedge.after",
+            ),
+            (
+                r#"
+                timeouts = { request = "1s", backendRequest = "300ms" }
+                hedge = { after = "p95", min_delay = "300ms" }
+                "#,
+                "hedge.min_delay",
+            ),
+            (
+                "retry = { cost = { tokens = 4, retry = 5 } }",
+                "retry.cost.retry",
+            ),
+            (
+                "retry = { cost = { tokens = 9 } }",
+                "retry.cost.after_timeout",
+            ),
+            (
+                "concurrency = { algorithm = { gradient = { measure_limit = 201 } } }",
+                "concurrency.algorithm.gradient.measure_limit",
+            ),
             ("retry = { attempts = 11 }", "retry.attempts"),
             ("retry = { codes = [200] }", "retry.codes"),
             (r#"retry = { backoff = "2s..1s" }"#, "retry.backoff"),
@@ -245,7 +278,7 @@ mod tests {
             ("balance = { virtual_nodes = 0 }", "balance.virtual_nodes"),
             (
                 r#"balance = { hash_on = { header = "a b" } }"#,
-                "balance.hash_on",
+                "balance.hash_on.header",
             ),
             (
                 r#"outlier = { max_ejected = "150%" }"#,

@@ -107,13 +107,15 @@ impl AdaptiveConfig {
             self.min_rtt < self.drop_after,
             "min_rtt",
             self.min_rtt,
-            "less than drop_after",
+            &format!("less than drop_after = {}", self.drop_after),
         )?;
         if let Some(queue) = &self.queue {
             queue.validate().map_err(|e| e.within("queue"))?;
         }
         self.validate_partitions()?;
-        self.algorithm.validate().map_err(|e| e.within("algorithm"))
+        self.algorithm
+            .validate(self.max)
+            .map_err(|e| e.within("algorithm"))
     }
 
     fn validate_partitions(&self) -> Result<(), PolicyError> {
@@ -265,7 +267,7 @@ pub struct GradientConfig {
     pub measure_every: Millis,
     /// How much later than that it may be, at most, so that not all measure at once. Default 15 %.
     pub jitter: Ratio,
-    /// The limit while it is measured; at least 1. Default 3.
+    /// The limit while it is measured; at least 1, at most `max`. Default 3.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub measure_limit: u32,
     /// Calls that a measurement takes, 1 to 10 000. Default 50.
@@ -288,7 +290,8 @@ impl Default for GradientConfig {
 }
 
 impl AlgorithmConfig {
-    fn validate(&self) -> Result<(), PolicyError> {
+    /// `most`: what the limit may grow to.
+    fn validate(&self, most: u32) -> Result<(), PolicyError> {
         let part = |name: &str, ratio: Ratio, up_to_one: bool| {
             let f = ratio.fraction();
             let fits = f > 0.0 && (f < 1.0 || (up_to_one && f <= 1.0));
@@ -344,10 +347,10 @@ impl AlgorithmConfig {
                     "at most 100%",
                 )?;
                 ensure(
-                    (1..=LIMIT_MAX).contains(&c.measure_limit),
+                    (1..=most).contains(&c.measure_limit),
                     "gradient.measure_limit",
                     c.measure_limit,
-                    "1 to 1000000",
+                    &format!("1 to max = {most}"),
                 )?;
                 ensure(
                     (1..=10_000).contains(&c.measure_samples),

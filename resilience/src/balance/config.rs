@@ -165,14 +165,14 @@ impl BalanceConfig {
     pub fn validate(&self) -> Result<(), PolicyError> {
         let positive = "more than \"0s\"";
         ensure(!self.decay.0.is_zero(), "decay", self.decay, positive)?;
-        if let Some(HashOn::Header(name) | HashOn::Cookie(name)) = &self.hash_on {
-            let token = !name.is_empty() && http::HeaderName::try_from(name.as_str()).is_ok();
-            ensure(
-                token,
-                "hash_on",
-                name,
-                "a name of letters, digits and dashes",
-            )?;
+        let named = match &self.hash_on {
+            Some(HashOn::Header(name)) => Some(("hash_on.header", name)),
+            Some(HashOn::Cookie(name)) => Some(("hash_on.cookie", name)),
+            _ => None,
+        };
+        if let Some((path, name)) = named {
+            let token = http::HeaderName::try_from(name.as_str()).is_ok();
+            ensure(token, path, name, "a name of letters, digits and dashes")?;
         }
         let factor = self.load_factor.fraction();
         ensure(

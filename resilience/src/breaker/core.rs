@@ -530,7 +530,7 @@ impl Core {
         let time = if spread.is_zero() {
             grown
         } else {
-            (low + spread.mul_f64(self.rng.unit())).min(max)
+            low.saturating_add(spread.mul_f64(self.rng.unit())).min(max)
         };
         retry_after.map_or(time, |asked| asked.clamp(time, max))
     }

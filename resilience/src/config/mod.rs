@@ -26,9 +26,14 @@ pub struct PolicyError {
 impl PolicyError {
     /// Names the field, the value it had and what it may be.
     pub fn new(path: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> Self {
+        let mut value = value.to_string();
+        if value.is_empty() {
+            // Nothing would read as if nothing had been written.
+            value.push_str("\"\"");
+        }
         Self {
             path: path.into(),
-            value: value.to_string(),
+            value,
             allowed: allowed.into(),
         }
     }

@@ -94,7 +94,7 @@ impl HedgeConfig {
             self.min_delay <= self.max_delay,
             "min_delay",
             self.min_delay,
-            "at most max_delay",
+            &format!("at most max_delay = {}", self.max_delay),
         )?;
         ensure(
             (Duration::from_secs(1)..=Duration::from_secs(600)).contains(&self.window.0),
@@ -113,6 +113,23 @@ impl HedgeConfig {
             "replay",
             self.replay,
             "at most \"1MiB\" a call",
+        )
+    }
+
+    /// Refuses a hedge that would never be sent: `per_try` is over before it is due.
+    pub(crate) fn fits(&self, per_try: Option<Millis>) -> Result<(), PolicyError> {
+        let Some(per_try) = per_try else {
+            return Ok(());
+        };
+        let allowed = format!("less than timeouts.backendRequest = {per_try}");
+        if let HedgeAfter::Fixed(delay) = self.after {
+            return ensure(delay < per_try, "after", self.after, &allowed);
+        }
+        ensure(
+            self.min_delay < per_try,
+            "min_delay",
+            self.min_delay,
+            &allowed,
         )
     }
 

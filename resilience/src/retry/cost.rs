@@ -29,10 +29,10 @@ pub struct CostConfig {
     /// Tokens of a full bucket; at least 1. Default 500: AWS SDKs.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub tokens: u32,
-    /// What a retry costs; at least 1. Default 5: AWS SDKs.
+    /// What a retry costs; at least 1, at most `tokens`. Default 5: AWS SDKs.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub retry: u32,
-    /// What a retry after a timeout costs; at least 1. Default 10: AWS SDKs.
+    /// What a retry after a timeout costs; at least 1, at most `tokens`. Default 10: AWS SDKs.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub after_timeout: u32,
     /// What a call that succeeds at the first try earns. Default 1: AWS SDKs.
@@ -57,9 +57,13 @@ impl CostConfig {
     /// [`PolicyError`] with the field, its value and what is allowed.
     pub fn validate(&self) -> Result<(), PolicyError> {
         ensure(self.tokens > 0, "tokens", self.tokens, "at least 1")?;
-        ensure(self.retry > 0, "retry", self.retry, "at least 1")?;
-        let timeout = self.after_timeout;
-        ensure(timeout > 0, "after_timeout", timeout, "at least 1")
+        let allowed = format!("1 to tokens = {}", self.tokens);
+        for (path, cost) in [("retry", self.retry), ("after_timeout", self.after_timeout)] {
+            // What costs more than a full bucket holds would never be made.
+            let fits = (1..=self.tokens).contains(&cost);
+            ensure(fits, path, cost, &allowed)?;
+        }
+        Ok(())
     }
 }
 

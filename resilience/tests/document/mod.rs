@@ -1,6 +1,7 @@
 //! The shipped `deploy/config/policy.toml`: every key of the policy is in it, and what it calls a
 //! default is one.
 
+mod extremes;
 #[cfg(feature = "schema")]
 mod schema;
 

@@ -151,7 +151,8 @@ pub struct LatencyOutlierConfig {
     /// Which of an endpoint's latencies counts, in (0, 1). Default 50 %: a guess; the endpoint is
     /// slow, not the odd call.
     pub quantile: Ratio,
-    /// How many times as slow; more than 1. Default 3: a guess; latencies are known to a quarter.
+    /// How many times as slow; more than 1, at most 1000. Default 3: a guess; latencies are known to
+    /// a quarter.
     pub factor: f64,
     /// How much slower in any case. Default "50ms": a guess; three times nothing is nothing.
     pub min_gap: Millis,
@@ -178,6 +179,9 @@ impl Default for LatencyOutlierConfig {
 
 /// A count of failures in a row shares a word with three others.
 const IN_A_ROW_MAX: u32 = u16::MAX as u32;
+
+/// Times any latency that is measured it is still a time.
+const FACTOR_MAX: f64 = 1_000.0;
 
 impl OutlierConfig {
     /// Refuses what cannot work.
@@ -290,10 +294,10 @@ impl LatencyOutlierConfig {
             "more than 0% and less than 100%",
         )?;
         ensure(
-            self.factor > 1.0 && self.factor.is_finite(),
+            self.factor > 1.0 && self.factor <= FACTOR_MAX,
             "factor",
             self.factor,
-            "more than 1",
+            "more than 1, at most 1000",
         )?;
         at_least("min_hosts", self.min_hosts, 3)?;
         at_least("min_requests", self.min_requests, 1)
@@ -335,6 +339,7 @@ mod tests {
             ),
             (r#"latency = { quantile = "100%" }"#, "latency.quantile"),
             ("latency = { factor = 1.0 }", "latency.factor"),
+            ("latency = { factor = 1e300 }", "latency.factor"),
             ("latency = { min_hosts = 2 }", "latency.min_hosts"),
         ];
         for (text, path) in cases {

@@ -200,7 +200,9 @@ impl Health {
         let times = config.more(self.times.load(Ordering::Relaxed));
         // Swapped, not stored, so that who forgives at this moment comes before or fails.
         self.times.swap(times, Ordering::Relaxed);
-        let lasts = config.lasts(times) + config.eject_jitter.0.mul_f64(jitter);
+        let lasts = config
+            .lasts(times)
+            .saturating_add(config.eject_jitter.0.mul_f64(jitter));
         // Of the one who judges, and before anybody can see the end of it.
         self.lasts.store(nanos(lasts), Ordering::Relaxed);
         let until = now.plus(lasts).0.clamp(JUDGED + 1, GONE - 1);

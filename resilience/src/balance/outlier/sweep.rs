@@ -102,7 +102,9 @@ fn latency(samples: &[Sample], config: &OutlierConfig) -> Vec<(usize, Cause)> {
     all.sort_unstable();
     // Of an even number the lower of the two in the middle.
     let median = all[(all.len() - 1) / 2];
-    let limit = median.mul_f64(config.factor).max(median + config.min_gap.0);
+    let limit = median
+        .mul_f64(config.factor)
+        .max(median.saturating_add(config.min_gap.0));
     judged
         .into_iter()
         .filter(|(_, s)| s.timed.1 > limit)
