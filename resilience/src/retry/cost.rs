@@ -238,6 +238,7 @@ mod models {
         loom::model(|| {
             let config = CostConfig {
                 tokens: 5,
+                after_timeout: 5,
                 ..CostConfig::default()
             };
             let bucket = CostBucket::new(config).expect("valid");
