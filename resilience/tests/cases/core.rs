@@ -21,10 +21,21 @@ use super::{
 };
 
 /// What a case found, by step.
-struct Found(Vec<String>);
+#[derive(Default)]
+pub(super) struct Found(pub(super) Vec<String>);
 
 impl Found {
-    fn look<T: PartialEq + std::fmt::Debug>(&mut self, n: usize, what: &str, got: &T, want: &T) {
+    pub(super) fn all(&mut self, texts: impl IntoIterator<Item = String>) {
+        self.0.extend(texts);
+    }
+
+    pub(super) fn look<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        n: usize,
+        what: &str,
+        got: &T,
+        want: &T,
+    ) {
         if got != want {
             self.0
                 .push(format!("step {n}, {what}: {got:?}, want {want:?}"));
@@ -83,7 +94,7 @@ pub(super) fn breaker(case: &table::Breaker) -> Vec<String> {
 }
 
 /// Whether it could be done.
-fn operate(breaker: &CircuitBreaker, operator: &Operator, now: Instant) -> bool {
+pub(super) fn operate(breaker: &CircuitBreaker, operator: &Operator, now: Instant) -> bool {
     match operator {
         Operator::ForceOpen => breaker.force_open(),
         Operator::Disable => breaker.disable(),
@@ -158,7 +169,7 @@ pub(super) fn budget(case: &table::Budget) -> Vec<String> {
 }
 
 /// The budget, or the name of what cannot work.
-fn make_budget(case: &table::Budget) -> Result<Budget, String> {
+pub(super) fn make_budget(case: &table::Budget) -> Result<Budget, String> {
     let no_cap = ShareSpec {
         ratio: Ratio::percent(0),
         min: u32::MAX,

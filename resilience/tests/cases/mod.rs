@@ -1,4 +1,5 @@
-//! The behaviour tables of `resilience/cases`, run against the cores and against the Tower stack.
+//! The behaviour tables of `resilience/cases`, run against the cores, and against the Tower stack
+//! and layers.
 //!
 //! The cases of the kind `adaptive` are run by the crate's unit tests: the rule alone is no public
 //! item.
@@ -7,6 +8,8 @@ mod calls;
 mod coalesced;
 mod core;
 mod cores;
+#[cfg(feature = "tower")]
+mod layers;
 mod numbers;
 #[path = "../../cases/table.rs"]
 mod table;
@@ -64,6 +67,22 @@ fn every_kind_that_is_one_cores_affair() {
     run_all("cores", "backoff", &all.backoff, numbers::backoff);
     run_all("cores", "throttle", &all.throttle, numbers::throttle);
     run_all("cores", "headers", &all.headers, numbers::headers);
+}
+
+#[cfg(feature = "tower")]
+#[test]
+fn every_kind_that_is_one_core_s_affair_through_its_layer() {
+    let all = tables();
+    run_all("tower", "breaker", &all.breaker, layers::breaker);
+    run_all("tower", "partitions", &all.partitions, layers::partitions);
+    run_all("tower", "budget", &all.budget, layers::budget);
+    run_all("tower", "bucket", &all.bucket, layers::bucket);
+    run_all("tower", "rate_limit", &all.rate_limit, layers::rate_limit);
+    run_all("tower", "outlier", &all.outlier, layers::outlier);
+    run_all("tower", "ewma", &all.ewma, layers::ewma);
+    run_all("tower", "backoff", &all.backoff, layers::backoff);
+    run_all("tower", "throttle", &all.throttle, layers::throttle);
+    run_all("tower", "headers", &all.headers, layers::headers);
 }
 
 /// The kinds that the tests above and the unit tests of `adaptive` run: a new one needs a driver.
