@@ -99,7 +99,8 @@ impl InboundConfig {
             bulkhead.validate().map_err(|e| e.within("bulkhead"))?;
         }
         if let Some(limit) = &self.concurrency {
-            limit.validate().map_err(|e| e.within("concurrency"))?;
+            let valid = limit.validate_for_requests();
+            valid.map_err(|e| e.within("concurrency"))?;
         }
         Ok(())
     }

@@ -173,7 +173,8 @@ impl TrafficPolicy {
             bulkhead.validate().map_err(|e| e.within("bulkhead"))?;
         }
         if let Some(limit) = &self.concurrency {
-            limit.validate().map_err(|e| e.within("concurrency"))?;
+            let valid = limit.validate_for_requests();
+            valid.map_err(|e| e.within("concurrency"))?;
         }
         if let Some(fault) = &self.fault {
             fault.validate().map_err(|e| e.within("fault"))?;

@@ -18,7 +18,7 @@ use super::metrics::Metrics;
 
 /// Every metric of a policy, and what it says. Prometheus spells the dots as underscores and adds
 /// the unit and `_total`.
-pub const POLICY_METRICS: [(&str, &str); 56] = [
+pub const POLICY_METRICS: [(&str, &str); 58] = [
     ("selvedge.adaptive.dropped", "Calls that counted as dropped"),
     (
         "selvedge.adaptive.stale",
@@ -161,6 +161,14 @@ pub const POLICY_METRICS: [(&str, &str); 56] = [
     (
         "selvedge.retry.budget.withdrawn",
         "Retries and hedges that were paid for",
+    ),
+    (
+        "selvedge.retry.cost.refused",
+        "Retries that the bucket of costs did not pay for",
+    ),
+    (
+        "selvedge.retry.cost.tokens",
+        "Tokens in the bucket of costs",
     ),
     (
         "selvedge.shed.cursor",

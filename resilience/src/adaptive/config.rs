@@ -8,6 +8,7 @@ use super::algorithm::Bounds;
 use crate::{
     bulkhead::QueueConfig,
     config::{Millis, PolicyError, Ratio, ensure},
+    context::Priority,
 };
 
 /// An adaptive limit on calls under way.
@@ -42,9 +43,45 @@ pub struct AdaptiveConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueConfig>,
     /// What each class of calls is sure of once the limit is reached; shares of at most 100 %
-    /// together.
+    /// together. Calls of no class that is named here have what is left.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub partitions: BTreeMap<String, Ratio>,
+    /// What tells a request's class. Default "priority": its `x-priority`.
+    pub partition_by: PartitionBy,
+}
+
+/// What tells the class of a request under an adaptive limit with `partitions`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum PartitionBy {
+    /// The class of its priority: `critical`, `default`, `batch` or `lowest`.
+    #[default]
+    Priority,
+    /// A header field's value, as `{ header = "x-tenant" }`.
+    Header(String),
+}
+
+impl PartitionBy {
+    /// Only what can be told of a request is a class: a name that no request has would have its
+    /// share for nothing.
+    fn validate(&self, partitions: &BTreeMap<String, Ratio>) -> Result<(), PolicyError> {
+        match self {
+            Self::Header(name) => {
+                let token = http::HeaderName::try_from(name.as_str()).is_ok();
+                ensure(token, "partition_by.header", name, "a header's name")
+            }
+            Self::Priority => {
+                let allowed = "critical, default, batch, lowest, or partition_by = { header = .. }";
+                let class = |name: &str| Priority::CLASSES.contains(&name);
+                let odd = partitions.keys().find(|name| !class(name));
+                odd.map_or(Ok(()), |name| {
+                    Err(PolicyError::new("partitions", name, allowed))
+                })
+            }
+        }
+    }
 }
 
 impl Default for AdaptiveConfig {
@@ -60,6 +97,7 @@ impl Default for AdaptiveConfig {
             drop_after: Millis::new(5000),
             queue: None,
             partitions: BTreeMap::new(),
+            partition_by: PartitionBy::Priority,
         }
     }
 }
@@ -132,6 +170,29 @@ impl AdaptiveConfig {
             )?;
         }
         Ok(())
+    }
+
+    /// As [`validate`](Self::validate), for a limit whose host tells classes of requests apart. Whoever
+    /// asks for a [`Partition`](super::Partition) by its name may call it what they like.
+    pub(crate) fn validate_for_requests(&self) -> Result<(), PolicyError> {
+        self.validate()?;
+        self.partition_by.validate(&self.partitions)
+    }
+
+    /// The class that a request says it is of; `None` without partitions.
+    #[cfg(feature = "tower")]
+    pub(crate) fn class_of<'a>(
+        &self,
+        priority: impl FnOnce() -> Priority,
+        headers: &'a http::HeaderMap,
+    ) -> Option<&'a str> {
+        if self.partitions.is_empty() {
+            return None;
+        }
+        match &self.partition_by {
+            PartitionBy::Priority => Some(priority().class()),
+            PartitionBy::Header(name) => headers.get(name.as_str())?.to_str().ok(),
+        }
     }
 
     pub(super) fn bounds(&self) -> Bounds {

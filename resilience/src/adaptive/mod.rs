@@ -64,7 +64,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::config::{
-    AdaptiveConfig, AimdConfig, AlgorithmConfig, Gradient2Config, GradientConfig, VegasConfig,
+    AdaptiveConfig, AimdConfig, AlgorithmConfig, Gradient2Config, GradientConfig, PartitionBy,
+    VegasConfig,
 };
 use self::{
     algorithm::{Algorithm, Bounds, Next, Verdict},

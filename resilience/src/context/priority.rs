@@ -62,14 +62,12 @@ impl Priority {
         Self(self.class_floor() | mixed as u16)
     }
 
-    /// The name of its class, for metric labels: `critical`, `default`, `batch` or `lowest`.
+    /// The names of the classes, from what matters most on.
+    pub const CLASSES: [&'static str; 4] = ["critical", "default", "batch", "lowest"];
+
+    /// The name of its class, for metric labels: one of [`CLASSES`](Self::CLASSES).
     pub const fn class(self) -> &'static str {
-        match self.0 / CLASS {
-            0 => "critical",
-            1 => "default",
-            2 => "batch",
-            _ => "lowest",
-        }
+        Self::CLASSES[(self.0 / CLASS) as usize]
     }
 
     /// What `headers` say; [`DEFAULT`](Self::DEFAULT) if they say nothing that can be read, or say

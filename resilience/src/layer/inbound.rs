@@ -298,15 +298,17 @@ impl Inbound {
     ) -> Result<InboundHeld, Refused> {
         let plan = self.0.plan.load_full();
         let mut now = Instant::now();
+        let priority = || {
+            caller
+                .priority
+                .or_else(|| head.extensions.get::<Priority>().copied())
+                .unwrap_or_else(|| Priority::extract(&head.headers))
+        };
         let waits = match &plan.shed {
             Some(shedder) => {
-                let priority = caller
-                    .priority
-                    .or_else(|| head.extensions.get::<Priority>().copied())
-                    .unwrap_or_else(|| Priority::extract(&head.headers));
                 let at = now.into_std();
                 let arrived = caller.arrived.unwrap_or(at);
-                Waits(Some(shedder.admit_since(priority, arrived, at)?))
+                Waits(Some(shedder.admit_since(priority(), arrived, at)?))
             }
             None => Waits(None),
         };
@@ -323,7 +325,14 @@ impl Inbound {
             None => None,
         };
         let concurrency = match &plan.concurrency {
-            Some(core) => Some(slot(core, &mut now, deadline, patience).await?),
+            Some(core) => {
+                let config = plan.config.concurrency.as_ref();
+                let class = config.and_then(|config| config.class_of(priority, &head.headers));
+                Some(match class.and_then(|name| core.partition(name)) {
+                    Some(class) => class.try_acquire(now.into_std())?,
+                    None => slot(core, &mut now, deadline, patience).await?,
+                })
+            }
             None => None,
         };
         waits.begun(now);

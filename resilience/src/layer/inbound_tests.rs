@@ -213,3 +213,43 @@ async fn a_timer_tells_who_listens_that_callers_are_refused() {
     tokio::time::advance(Duration::from_secs(11)).await;
     assert_eq!(told(), [all(EventKind::RefusalsEnded { refused: 2 })]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_class_is_sure_of_its_share_by_priority_or_by_a_header() {
+    let cases = [
+        (
+            "partitions = { batch = \"50%\", critical = \"50%\" }",
+            ("x-priority", "batch", "critical"),
+        ),
+        (
+            "partitions = { dull = \"50%\", gold = \"50%\" }, partition_by = { header = \"x-tenant\" }",
+            ("x-tenant", "dull", "gold"),
+        ),
+    ];
+    for (text, (name, loud, sure)) in cases {
+        let text = format!("concurrency = {{ initial = 2, min = 2, max = 2, {text} }}");
+        let service = InboundLayer::new(inbound(&text)).layer(handler(50));
+        let of = |class| {
+            Request::builder()
+                .header(name, class)
+                .body(())
+                .expect("valid")
+        };
+        let mut under_way = Vec::new();
+        for class in [loud, loud, sure] {
+            under_way.push(tokio::spawn(ask(service.clone(), of(class))));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for class in [loud, sure, "nobody"] {
+            let (status, ..) = ask(service.clone(), of(class)).await;
+            assert_eq!(status, 503, "{text}: {class}");
+        }
+        for task in under_way {
+            assert_eq!(task.await.expect("no panic").0, 200, "{text}");
+        }
+    }
+    let config = toml::from_str("concurrency = { partitions = { gold = \"50%\" } }").expect("TOML");
+    let error = Inbound::new(config).expect_err("no request has such a priority");
+    let (path, value) = ("concurrency.partitions", "gold");
+    assert_eq!((error.path.as_str(), error.value.as_str()), (path, value));
+}

@@ -185,12 +185,15 @@ impl RetryLayer {
     }
 
     /// Takes a new configuration for the calls that begin from now on; the budget keeps its
-    /// balance. A cost bucket is made once: it is not added, removed or resized.
+    /// balance, and the cost bucket what was spent. That bucket is not added or removed.
     ///
     /// # Errors
     /// [`PolicyError`] if it cannot work; nothing changes then.
     pub fn reconfigure(&self, config: RetryConfig) -> Result<(), PolicyError> {
         config.validate()?;
+        if let (Some(bucket), Some(cost)) = (&self.0.cost, config.cost) {
+            bucket.reconfigure(cost)?;
+        }
         self.0.budget.reconfigure(config.budget, config.in_flight)?;
         self.0.config.store(Arc::new(config));
         Ok(())

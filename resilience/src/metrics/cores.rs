@@ -14,7 +14,7 @@ use crate::{
     keyed::KeyedStats,
     outcome::{Outcome, Policy, Reason},
     rate_limit::RateLimit,
-    retry::budget::Budget,
+    retry::{budget::Budget, cost::CostBucket},
     shed::Shedder,
     throttle::Throttle,
 };
@@ -172,6 +172,13 @@ pub(crate) fn budget(core: &Budget, now: Instant, emit: &mut Emitter<'_, '_>) {
         (Reason::Full, counts.capped),
     ];
     emit.reasons("selvedge.retry.budget.refused", refused);
+}
+
+pub(crate) fn cost(core: &CostBucket, emit: &mut Emitter<'_, '_>) {
+    emit.policy = Policy::RetryBudget.as_str();
+    emit.gauge("selvedge.retry.cost.tokens", core.tokens().into(), &[]);
+    let refused = [(Reason::Exhausted, core.refused())];
+    emit.reasons("selvedge.retry.cost.refused", refused);
 }
 
 pub(crate) fn coalesce<T: Clone>(core: &Coalescer<T>, emit: &mut Emitter<'_, '_>) {

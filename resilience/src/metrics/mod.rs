@@ -27,6 +27,8 @@
 //! | `selvedge.retry.budget.inflight` | gauge | `kind`: `call`, `extra` |
 //! | `selvedge.retry.budget.withdrawn` | counter | |
 //! | `selvedge.retry.budget.refused` | counter | `reason` |
+//! | `selvedge.retry.cost.tokens` | gauge | |
+//! | `selvedge.retry.cost.refused` | counter | `reason` |
 //! | `selvedge.hedge.sent`, `.won`, `.wasted` | counter | |
 //! | `selvedge.hedge.unsent` | counter | `reason` |
 //! | `selvedge.throttle.probability` | gauge | |

@@ -5,7 +5,8 @@
 //! retry, more for those that follow a timeout, and earns tokens by succeeding. A callee that is down
 //! empties it within a hundred retries; one that is well fills it again.
 //!
-//! One atomic word; no window, no clock.
+//! One atomic word; no window, no clock. A bucket that grows or shrinks while it is used keeps what
+//! was spent.
 //!
 //! # Source
 //! aws-smithy-runtime `client/retries`: 500 tokens; 5 a retry, 10 after a timeout; a success gives
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::{PolicyError, ensure},
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
-    sync::{AtomicU32, Ordering},
+    sync::{AtomicU32, AtomicU64, Ordering},
 };
 
 /// A cost bucket's size and prices.
@@ -73,8 +74,12 @@ pub struct CostBucket(Arc<Core>);
 
 #[derive(Debug)]
 struct Core {
-    config: CostConfig,
+    full: AtomicU32,
+    retry: AtomicU32,
+    after_timeout: AtomicU32,
+    success: AtomicU32,
     tokens: AtomicU32,
+    refused: AtomicU64,
 }
 
 impl CostBucket {
@@ -85,9 +90,35 @@ impl CostBucket {
     pub fn new(config: CostConfig) -> Result<Self, PolicyError> {
         config.validate()?;
         Ok(Self(Arc::new(Core {
-            config,
+            full: AtomicU32::new(config.tokens),
+            retry: AtomicU32::new(config.retry),
+            after_timeout: AtomicU32::new(config.after_timeout),
+            success: AtomicU32::new(config.success),
             tokens: AtomicU32::new(config.tokens),
+            refused: AtomicU64::new(0),
         })))
+    }
+
+    /// Takes other prices and another size at once; what was spent stays spent.
+    ///
+    /// # Errors
+    /// [`PolicyError`] if the configuration cannot work; nothing changes then.
+    pub fn reconfigure(&self, config: CostConfig) -> Result<(), PolicyError> {
+        config.validate()?;
+        let core = &self.0;
+        core.retry.swap(config.retry, Ordering::Relaxed);
+        core.after_timeout
+            .swap(config.after_timeout, Ordering::Relaxed);
+        core.success.swap(config.success, Ordering::Relaxed);
+        let before = core.full.swap(config.tokens, Ordering::Relaxed);
+        self.change(|tokens| {
+            if config.tokens >= before {
+                Some(tokens.saturating_add(config.tokens - before))
+            } else {
+                Some(tokens.saturating_sub(before - config.tokens))
+            }
+        });
+        Ok(())
     }
 
     /// Pays for a retry after a try that came to `after`.
@@ -95,31 +126,22 @@ impl CostBucket {
     /// # Errors
     /// [`Rejected`] with [`Reason::Exhausted`] if the tokens do not cover it.
     pub fn try_take(&self, after: Outcome) -> Result<Cost, Rejected> {
-        let config = &self.0.config;
-        let cost = match after {
-            Outcome::Failure(FailureClass::Timeout) => config.after_timeout,
-            _ => config.retry,
+        let core = &self.0;
+        let price = match after {
+            Outcome::Failure(FailureClass::Timeout) => &core.after_timeout,
+            _ => &core.retry,
         };
-        let mut seen = self.0.tokens.load(Ordering::Relaxed);
-        loop {
-            let Some(left) = seen.checked_sub(cost) else {
-                return Err(Rejected::new(Policy::RetryBudget, Reason::Exhausted));
-            };
-            match self.0.tokens.compare_exchange_weak(
-                seen,
-                left,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return Ok(Cost(cost)),
-                Err(now) => seen = now,
-            }
+        let cost = price.load(Ordering::Relaxed);
+        if self.change(|tokens| tokens.checked_sub(cost)) {
+            return Ok(Cost(cost));
         }
+        core.refused.fetch_add(1, Ordering::Relaxed);
+        Err(Rejected::new(Policy::RetryBudget, Reason::Exhausted))
     }
 
     /// A call succeeded; `last`: what its last retry took, if it had one.
     pub fn succeeded(&self, last: Option<Cost>) {
-        self.add(last.map_or(self.0.config.success, |cost| cost.0));
+        self.add(last.map_or_else(|| self.0.success.load(Ordering::Relaxed), |cost| cost.0));
     }
 
     /// The retry was never made: a local policy refused it.
@@ -128,25 +150,31 @@ impl CostBucket {
     }
 
     fn add(&self, amount: u32) {
-        let full = self.0.config.tokens;
-        let mut seen = self.0.tokens.load(Ordering::Relaxed);
-        while seen < full {
-            let new = seen.saturating_add(amount).min(full);
-            match self.0.tokens.compare_exchange_weak(
-                seen,
-                new,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return,
+        let full = self.0.full.load(Ordering::Relaxed);
+        self.change(|tokens| (tokens < full).then(|| tokens.saturating_add(amount).min(full)));
+    }
+
+    /// Changes the tokens to what `to` makes of them; false if that is nothing.
+    fn change(&self, to: impl Fn(u32) -> Option<u32>) -> bool {
+        let tokens = &self.0.tokens;
+        let mut seen = tokens.load(Ordering::Relaxed);
+        while let Some(new) = to(seen) {
+            match tokens.compare_exchange_weak(seen, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
                 Err(now) => seen = now,
             }
         }
+        false
     }
 
     /// Tokens that are there.
     pub fn tokens(&self) -> u32 {
         self.0.tokens.load(Ordering::Relaxed)
+    }
+
+    /// Retries that were not paid for.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
     }
 }
 

@@ -12,17 +12,18 @@ use std::{
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 use selvedge_resilience::{
     FailureClass, Outcome, Policy, Reason, Rejected, Rng, TrafficPolicy,
-    adaptive::{self, AdaptiveLimit},
+    adaptive::{self, AdaptiveLimit, Partition, PartitionBy},
     balance::{Balancer, Member, Pick, PickContext},
     breaker::{self, CircuitBreaker},
     bulkhead::{self, Bulkhead, Entry, Queued, Waiter},
     classify::{self, GrpcCode},
     coalesce::Follow,
-    context::deadline,
+    context::{Priority, deadline},
     rate_limit::RateLimit,
     retry::{
         Judgement, RetryConfig, Tries,
         budget::{Budget, Extra, Logical},
+        cost::{Cost, CostBucket},
     },
     throttle::{self, Throttle},
 };
@@ -91,6 +92,7 @@ pub(super) struct Cores {
     concurrency: Option<AdaptiveLimit>,
     rate: Option<RateLimit>,
     budget: Option<Budget>,
+    cost: Option<CostBucket>,
     balancer: Balancer<u32>,
     rng: Rng,
 }
@@ -109,6 +111,7 @@ impl Cores {
             concurrency: None,
             rate: None,
             budget: None,
+            cost: None,
             balancer,
             rng: Rng::new(1),
         };
@@ -157,6 +160,12 @@ impl Cores {
             |c| c.new_budget().expect("valid"),
             |core, c| core.reconfigure(c.budget, c.in_flight).expect("valid"),
         );
+        keep(
+            &mut self.cost,
+            policy.retry.as_ref().and_then(|retry| retry.cost.as_ref()),
+            |c| CostBucket::new(*c).expect("valid"),
+            |core, c| core.reconfigure(*c).expect("valid"),
+        );
         let (balance, outlier) = (policy.balance.clone(), policy.outlier.clone());
         self.balancer
             .reconfigure(balance, outlier, now)
@@ -180,7 +189,8 @@ impl Cores {
         if let Some(budget) = &self.budget {
             let counts = budget.counts();
             reading.retries = Some(counts.withdrawn);
-            reading.retries_refused = Some(counts.exhausted + counts.capped);
+            let unpaid = self.cost.as_ref().map_or(0, CostBucket::refused);
+            reading.retries_refused = Some(counts.exhausted + counts.capped + unpaid);
             reading.balance = Some(budget.balance(now));
         }
         if let Some(coalesce) = &self.coalesce {
@@ -259,6 +269,9 @@ pub(super) struct Call<'a> {
     tries: Option<Tries>,
     logical: Option<Logical>,
     extra: Option<Extra>,
+    paid: Option<Cost>,
+    /// Of a call that may be tried again.
+    bucket: Option<CostBucket>,
     held: Held,
     /// Others may wait for this call.
     pub(super) lead: Option<Led>,
@@ -284,6 +297,8 @@ impl<'a> World<'a> {
             tries: None,
             logical: None,
             extra: None,
+            paid: None,
+            bucket: None,
             held: Held::default(),
             lead: None,
             state: State::Over,
@@ -375,6 +390,7 @@ impl Call<'_> {
             let safety = retry.safety(&method(self.step), &headers, &http::Extensions::new());
             self.tries = Some(Tries::new(retry, safety));
             self.logical = cores.budget.as_ref().map(|budget| budget.begin(now));
+            self.bucket.clone_from(&cores.cost);
         }
         self.attempt(cores, now);
     }
@@ -467,11 +483,25 @@ impl Call<'_> {
     }
 
     fn ask_limit(&mut self, cores: &Cores, now: Instant) {
-        match cores.concurrency.as_ref().map(|core| core.acquire(now)) {
+        let limit = cores.concurrency.as_ref();
+        if let Some(class) = limit.and_then(|limit| self.class(cores, limit)) {
+            return self.has_limit(cores, class.try_acquire(now), now);
+        }
+        match limit.map(|core| core.acquire(now)) {
             None => self.send(cores, now),
             Some(Ok(Entry::Admitted(permit))) => self.has_limit(cores, Ok(permit), now),
             Some(Ok(Entry::Waits(waiter))) => self.state = State::WaitsForLimit(waiter),
             Some(Err(rejected)) => self.refuse(&rejected, now),
+        }
+    }
+
+    /// The class of the limit that the call says it is of.
+    fn class(&self, cores: &Cores, limit: &AdaptiveLimit) -> Option<Partition> {
+        let headers = header_map(&self.step.headers);
+        match &cores.policy.concurrency.as_ref()?.partition_by {
+            PartitionBy::Priority => limit.partition(Priority::extract(&headers).class()),
+            PartitionBy::Header(name) => limit.partition(headers.get(name)?.to_str().ok()?),
+            other => panic!("no driver knows {other:?}"),
         }
     }
 
@@ -566,7 +596,15 @@ impl Call<'_> {
             .next(retry, judgement, true, false, times, &cores.rng)
             .ok()?;
         self.extra = None;
-        self.extra = Some(self.logical.as_ref()?.try_extra(now).ok()?);
+        let extra = self.logical.as_ref()?.try_extra(now).ok()?;
+        if let Some(bucket) = &cores.cost {
+            let Ok(cost) = bucket.try_take(judgement.outcome) else {
+                extra.forgive();
+                return None;
+            };
+            self.paid = Some(cost);
+        }
+        self.extra = Some(extra);
         tries.count();
         Some(wait)
     }
@@ -575,6 +613,9 @@ impl Call<'_> {
     pub(super) fn refuse(&mut self, rejected: &Rejected, now: Instant) {
         if let Some(extra) = self.extra.take() {
             extra.forgive();
+        }
+        if let (Some(bucket), Some(cost)) = (&self.bucket, self.paid.take()) {
+            bucket.give_back(cost);
         }
         if let Some(led) = self.lead.take() {
             led.fail(*rejected);
@@ -586,6 +627,9 @@ impl Call<'_> {
 
     pub(super) fn end(&mut self, outcome: Outcome, now: Instant, after: Option<Duration>) {
         std::mem::take(&mut self.held).complete(outcome, now, after);
+        if let (Some(bucket), Outcome::Success) = (&self.bucket, outcome) {
+            bucket.succeeded(self.paid.take());
+        }
         (self.logical, self.extra, self.lead) = (None, None, None);
         self.state = State::Over;
         self.seen.over = true;

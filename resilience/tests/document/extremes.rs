@@ -98,6 +98,7 @@ const WHOLE: &[&str] = &[
     drop_after = "5s"
     queue = { max = 100, wait = "100ms", order = "lifo", overload_after = "100ms" }
     partitions = { interactive = "70%" }
+    partition_by = { header = "x-class" }
     algorithm = { gradient2 = { queue = 4, smoothing = "20%", tolerance = "150%", long_window = 600 } }
     "#,
     r#"concurrency = { initial = 20, window = "10ms", min_samples = 1, min_rtt = "0s", algorithm = { gradient = { buffer = "25%", jitter = "15%", measure_every = "60s", measure_limit = 3, measure_samples = 5 } } }"#,

@@ -237,7 +237,7 @@ const CASES: &[(&str, Verdict)] = &[
     ("concurrency = { min = 0 }", Bad),
     ("concurrency = { min = 300 }", BadByValue),
     (
-        "concurrency = { partitions = { live = \"90%\", batch = \"10%\" } }",
+        "concurrency = { partitions = { live = \"90%\", batch = \"10%\" }, partition_by = { header = \"x-class\" } }",
         Good,
     ),
     (

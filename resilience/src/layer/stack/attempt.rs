@@ -45,7 +45,10 @@ impl<K: Key> Stack<K> {
             held.bulkhead = Some(slot(core, &mut time.now, time.deadline, patience).await?);
         }
         if let Some(core) = &plan.concurrency {
-            held.concurrency = Some(slot(core, &mut time.now, time.deadline, patience).await?);
+            held.concurrency = Some(match plan.class(core, head) {
+                Some(class) => class.try_acquire(time.now.into_std())?,
+                None => slot(core, &mut time.now, time.deadline, patience).await?,
+            });
         }
         let now = time.now.into_std();
         if let Some(core) = &plan.rate {

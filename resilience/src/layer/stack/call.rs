@@ -346,10 +346,10 @@ impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
         if asks || is_empty {
             self.entry.end(judgement, self.time.now);
         }
-        let paid = self.retries.take_paid();
+        let mut paid = self.retries.take_paid();
         if is_empty {
             // Nothing is left to hold, and to hand it on is not free.
-            drop(paid);
+            paid.end(outcome);
             return Ok(response.map(|own| GuardedBody::free(body(own))));
         }
         let (guard, deadline) = (self.entry.hand_on(paid), self.time.deadline);

@@ -13,6 +13,7 @@ use crate::{
     retry::{
         Judgement,
         budget::{Extra, Logical},
+        cost::{Cost, CostBucket},
     },
     throttle,
 };
@@ -41,8 +42,58 @@ impl<K> Default for Held<K> {
     }
 }
 
-/// What a call holds of the retry budget: itself under way, and its last retry.
-pub(super) type Paid = (Option<Logical>, Option<Extra>);
+/// What a call holds of the retry budget: itself under way, its last retry, and its account.
+#[derive(Debug)]
+pub(super) struct Paid {
+    // Dropped with the rest when the call is over: that is all the budget wants to know.
+    pub(super) _logical: Option<Logical>,
+    pub(super) _extra: Option<Extra>,
+    pub(super) account: Option<Account>,
+}
+
+impl Paid {
+    /// The call has come to `outcome`.
+    #[inline]
+    pub(super) fn end(&mut self, outcome: Outcome) {
+        if let (Some(account), Outcome::Success) = (&mut self.account, outcome) {
+            account.bucket.succeeded(account.last.take());
+        }
+    }
+}
+
+/// The bucket of tokens that a call's retries are paid from, and what the last one took.
+#[derive(Debug)]
+pub(super) struct Account {
+    bucket: CostBucket,
+    last: Option<Cost>,
+}
+
+impl Account {
+    pub(super) fn of(bucket: &CostBucket) -> Self {
+        Self {
+            bucket: bucket.clone(),
+            last: None,
+        }
+    }
+
+    /// Pays for a retry after a try that came to `outcome`; false if there is too little.
+    pub(super) fn pay(&mut self, outcome: Outcome) -> bool {
+        match self.bucket.try_take(outcome) {
+            Ok(cost) => {
+                self.last = Some(cost);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The retry was not made.
+    pub(super) fn give_back(&mut self) {
+        if let Some(cost) = self.last.take() {
+            self.bucket.give_back(cost);
+        }
+    }
+}
 
 impl<K> Held<K> {
     /// The call has ended. What is held is ended where it stands: it is large.
@@ -56,6 +107,9 @@ impl<K> Held<K> {
         Completes::complete(self.bulkhead.take(), outcome, ended, retry_after);
         Completes::complete(self.concurrency.take(), outcome, ended, retry_after);
         Completes::complete(self.pick.take(), outcome, ended, retry_after);
+        if let Some(paid) = &mut self.paid {
+            paid.end(outcome);
+        }
     }
 }
 

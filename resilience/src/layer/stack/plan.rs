@@ -2,19 +2,22 @@
 
 use std::{sync::Arc, time::Instant};
 
+use http::request::Parts;
+
 use crate::{
     TrafficPolicy,
-    adaptive::AdaptiveLimit,
+    adaptive::{AdaptiveLimit, Partition},
     balance::{Balancer, Key},
     breaker::{BreakerConfig, CircuitBreaker},
     bulkhead::Bulkhead,
     config::PolicyError,
+    context::Priority,
     events::Events,
     fault::Faults,
     hedge::Hedge,
     layer::{Fixed, coalesce::Coalesce, keep::keep},
     rate_limit::RateLimit,
-    retry::{RetryConfig, budget::Budget},
+    retry::{RetryConfig, budget::Budget, cost::CostBucket},
     rng::Rng,
     throttle::Throttle,
 };
@@ -29,6 +32,7 @@ pub(super) struct Plan {
     pub concurrency: Option<AdaptiveLimit>,
     pub rate: Option<RateLimit>,
     pub budget: Option<Budget>,
+    pub cost: Option<CostBucket>,
     pub hedge: Option<Hedge>,
     pub faults: Option<Faults>,
     pub coalesce: Option<Coalesce>,
@@ -107,6 +111,12 @@ impl Plan {
                 RetryConfig::new_budget,
                 |core, retry| core.reconfigure(retry.budget, retry.in_flight),
             )?,
+            cost: keep(
+                policy.retry.as_ref().and_then(|retry| retry.cost.as_ref()),
+                old.and_then(|old| old.cost.as_ref()),
+                |config| CostBucket::new(*config),
+                |core, config| core.reconfigure(*config),
+            )?,
             hedge: keep(
                 policy.hedge.as_ref(),
                 old.and_then(|old| old.hedge.as_ref()),
@@ -133,6 +143,18 @@ impl Plan {
         let (balance, outlier) = (plan.policy.balance.clone(), plan.policy.outlier.clone());
         balancer.reconfigure(balance, outlier, now)?;
         Ok(Arc::new(plan))
+    }
+}
+
+impl Plan {
+    /// The class of the adaptive limit that a request is of, if it has any that the limit knows.
+    pub(super) fn class(&self, limit: &AdaptiveLimit, head: &Parts) -> Option<Partition> {
+        let config = self.policy.concurrency.as_ref()?;
+        let priority = || {
+            let own = head.extensions.get::<Priority>().copied();
+            own.unwrap_or_else(|| Priority::extract(&head.headers))
+        };
+        limit.partition(config.class_of(priority, &head.headers)?)
     }
 }
 

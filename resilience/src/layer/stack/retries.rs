@@ -5,7 +5,11 @@ use std::time::Duration;
 use http::request::Parts;
 use tokio::time::Instant;
 
-use super::{attempt::Time, held::Paid, plan::Plan};
+use super::{
+    attempt::Time,
+    held::{Account, Paid},
+    plan::Plan,
+};
 use crate::{
     hedge::{Hedge, Race},
     retry::{
@@ -23,6 +27,7 @@ pub(super) struct Retries<'a> {
     tries: Option<Tries>,
     pub(super) logical: Option<Logical>,
     extra: Option<Extra>,
+    account: Option<Account>,
     /// Hedges sent so far, over all rounds.
     hedges: u32,
     replay: usize,
@@ -52,6 +57,7 @@ impl<'a> Retries<'a> {
             }),
             logical: budget.map(|budget| budget.begin(now.into_std())),
             extra: None,
+            account: config.and(plan.cost.as_ref()).map(Account::of),
             hedges: 0,
             replay: kept.max(kept_for_hedge),
         }
@@ -116,7 +122,14 @@ impl<'a> Retries<'a> {
         let wait = next.ok()?;
         // The last retry is over; its place is this one's.
         self.extra = None;
-        self.extra = Some(self.logical.as_ref()?.try_extra(now).ok()?);
+        let extra = self.logical.as_ref()?.try_extra(now).ok()?;
+        if let Some(account) = &mut self.account
+            && !account.pay(judgement.outcome)
+        {
+            extra.forgive();
+            return None;
+        }
+        self.extra = Some(extra);
         tries.count();
         Some(wait)
     }
@@ -126,10 +139,17 @@ impl<'a> Retries<'a> {
         if let Some(extra) = self.extra.take() {
             extra.forgive();
         }
+        if let Some(account) = &mut self.account {
+            account.give_back();
+        }
     }
 
     /// What the call holds of the budget, to be kept until its answer has ended.
     pub(super) fn take_paid(&mut self) -> Paid {
-        (self.logical.take(), self.extra.take())
+        Paid {
+            _logical: self.logical.take(),
+            _extra: self.extra.take(),
+            account: self.account.take(),
+        }
     }
 }

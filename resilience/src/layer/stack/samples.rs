@@ -29,6 +29,9 @@ impl<K: Key> Samples for Stack<K> {
         if let Some(core) = &plan.budget {
             cores::budget(core, now, emit);
         }
+        if let Some(core) = &plan.cost {
+            cores::cost(core, emit);
+        }
         if let Some(core) = &plan.hedge {
             cores::hedge(core, emit);
         }

@@ -9,7 +9,7 @@ use crate::{
     breaker, bulkhead, coalesce, fault,
     hedge::{Hedge, HedgeStats},
     rate_limit,
-    retry::budget::Budget,
+    retry::{budget::Budget, cost::CostBucket},
 };
 
 /// What a [`Stack`] is doing. Sections that the policy does not have are `None`.
@@ -36,8 +36,10 @@ pub struct StackStatus<K> {
     pub retry_balance: Option<u64>,
     /// Calls under way, their answers' bodies included, and retries and hedges of them.
     pub retry_in_flight: Option<(u32, u32)>,
-    /// Retries and hedges made, and those that the budget refused.
+    /// Retries and hedges made, and those that the budget, or the bucket of costs, refused.
     pub retries: (u64, u64),
+    /// Tokens in the bucket of costs.
+    pub retry_tokens: Option<u32>,
     /// Ejections made, and those that the maximum share did not allow.
     pub ejections: (u64, u64),
     /// Every endpoint.
@@ -65,8 +67,10 @@ impl<K: Key> Stack<K> {
             retry_balance: plan.budget.as_ref().map(|budget| budget.balance(now)),
             retry_in_flight: plan.budget.as_ref().map(Budget::in_flight),
             retries: counts.map_or((0, 0), |counts| {
-                (counts.withdrawn, counts.exhausted + counts.capped)
+                let unpaid = plan.cost.as_ref().map_or(0, CostBucket::refused);
+                (counts.withdrawn, counts.exhausted + counts.capped + unpaid)
             }),
+            retry_tokens: plan.cost.as_ref().map(CostBucket::tokens),
             ejections: shared.balancer.ejections(),
             endpoints: shared.balancer.status(now),
         }
