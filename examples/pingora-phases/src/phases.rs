@@ -25,6 +25,7 @@ use selvedge_resilience::{
     config::PolicyError,
     context::{
         CallContext, Deadline, TraceFormat,
+        attempt::{ENVOY_ATTEMPT_COUNT, ENVOY_IS_TIMEOUT_RETRY, GRPC_PREVIOUS_ATTEMPTS},
         trace::{TRACEPARENT, TRACESTATE},
     },
     retry::tries::Tries,
@@ -36,6 +37,15 @@ use crate::{
     policies::{Door, Policies, Route, Upstream},
     refusal::Refusal,
 };
+
+/// What a caller says of its own span and its own tries: ours stands in its place, or nothing does.
+static OF_ONE_HOP: [&HeaderName; 5] = [
+    &TRACEPARENT,
+    &TRACESTATE,
+    &ENVOY_ATTEMPT_COUNT,
+    &GRPC_PREVIOUS_ATTEMPTS,
+    &ENVOY_IS_TIMEOUT_RETRY,
+];
 
 /// How long an idle connection of a caller is kept. Left alone, Pingora keeps it for ever.
 const KEEP_ALIVE_SECONDS: u64 = 60;
@@ -328,7 +338,7 @@ impl ProxyHttp for Proxy {
         if self.policies.retry.announce {
             number.inject(&mut ours, after_timeout);
         }
-        for name in [&TRACEPARENT, &TRACESTATE].into_iter().chain(ours.keys()) {
+        for name in OF_ONE_HOP.into_iter().chain(ours.keys()) {
             head.remove_header::<HeaderName>(name);
         }
         for (name, value) in &ours {

@@ -5,13 +5,17 @@
 //!
 //! | where | first try | second try |
 //! |---|---|---|
-//! | `x-envoy-attempt-count` | 1 | 2 |
+//! | `x-envoy-attempt-count` | – | 2 |
 //! | `grpc-previous-rpc-attempts` (gRPC only) | – | 1 |
 //! | span attribute [`RESEND_COUNT`] | – | 1 |
 //!
-//! It belongs to one hop: what a caller says of its tries is not passed on.
+//! A first try says nothing, as gRPC's do: nearly all tries are first ones, and would pay for a
+//! header that tells nobody anything. Where Envoy's count is read, 1 and none are the same.
 //!
-//! Source: Envoy router filter; gRFC A6; OpenTelemetry semantic conventions for HTTP clients.
+//! It belongs to one hop: what a caller says of its tries is not passed on, by a first try neither.
+//!
+//! Source: Envoy router filter, which counts from 1 where it is told to count; gRFC A6; OpenTelemetry
+//! semantic conventions for HTTP clients.
 
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 
@@ -39,7 +43,7 @@ impl AttemptNumber {
         self.0.saturating_sub(1)
     }
 
-    /// What the caller says; `None` if it does not.
+    /// What the caller says; `None` if it does not, as of a first try.
     pub fn extract(headers: &HeaderMap) -> Option<Self> {
         let read = |name: &HeaderName| -> Option<u32> {
             let text = headers.get(name)?.to_str().ok()?;
@@ -66,28 +70,33 @@ impl AttemptNumber {
         }
     }
 
-    /// Says it to the callee in place of what was there. `after_timeout`: the last try timed out.
+    /// Says it to the callee in place of what was there; of a first try it only removes that.
+    /// `after_timeout`: the last try timed out.
     pub fn inject(self, headers: &mut HeaderMap, after_timeout: bool) {
-        let (mut grpc, mut previous, mut late) = (false, false, false);
+        let (mut grpc, mut count, mut previous, mut late) = (false, false, false, false);
         // One pass over what there is: look-ups for what there mostly is not cost more.
         for (name, value) in &*headers {
             grpc |= *name == CONTENT_TYPE && is_grpc_type(value);
+            count |= *name == ENVOY_ATTEMPT_COUNT;
             previous |= *name == GRPC_PREVIOUS_ATTEMPTS;
             late |= *name == ENVOY_IS_TIMEOUT_RETRY;
         }
-        headers.insert(ENVOY_ATTEMPT_COUNT.clone(), number(self.0.into()));
-        if grpc && self.0 > 1 {
-            let resent = number(self.resend_count().into());
-            headers.insert(GRPC_PREVIOUS_ATTEMPTS.clone(), resent);
-        } else if previous {
-            headers.remove(&GRPC_PREVIOUS_ATTEMPTS);
+        let again = self.0 > 1;
+        // Nearly all tries: nothing to say, and nothing to take back.
+        if !(again || count || previous || late) {
+            return;
         }
-        if after_timeout {
-            let yes = HeaderValue::from_static("true");
-            headers.insert(ENVOY_IS_TIMEOUT_RETRY.clone(), yes);
-        } else if late {
-            headers.remove(&ENVOY_IS_TIMEOUT_RETRY);
-        }
+        let mut set = |name: &HeaderName, value: Option<HeaderValue>, was_there: bool| match value {
+            Some(value) => drop(headers.insert(name.clone(), value)),
+            None if was_there => drop(headers.remove(name)),
+            None => {}
+        };
+        let told = again.then(|| number(self.0.into()));
+        set(&ENVOY_ATTEMPT_COUNT, told, count);
+        let told = (again && grpc).then(|| number(self.resend_count().into()));
+        set(&GRPC_PREVIOUS_ATTEMPTS, told, previous);
+        let told = after_timeout.then(|| HeaderValue::from_static("true"));
+        set(&ENVOY_IS_TIMEOUT_RETRY, told, late);
     }
 }
 
@@ -96,13 +105,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_try_is_one_and_grpc_hears_of_those_before_it() {
+    fn a_first_try_says_nothing_and_grpc_hears_of_those_before() {
         let mut headers = HeaderMap::new();
         let grpc = HeaderValue::from_static("application/grpc");
         headers.insert(http::header::CONTENT_TYPE, grpc);
         AttemptNumber(1).inject(&mut headers, false);
-        assert_eq!(headers[&ENVOY_ATTEMPT_COUNT], "1");
-        assert!(!headers.contains_key(&GRPC_PREVIOUS_ATTEMPTS));
+        assert_eq!((headers.len(), AttemptNumber::extract(&headers)), (1, None));
         AttemptNumber(3).inject(&mut headers, true);
         assert_eq!(headers[&GRPC_PREVIOUS_ATTEMPTS], "2");
         assert_eq!(headers[&ENVOY_IS_TIMEOUT_RETRY], "true");
@@ -113,6 +121,17 @@ mod tests {
         AttemptNumber(4).inject(&mut headers, false);
         assert!(!headers.contains_key(&GRPC_PREVIOUS_ATTEMPTS));
         assert!(!headers.contains_key(&ENVOY_IS_TIMEOUT_RETRY));
+        assert_eq!(headers[&ENVOY_ATTEMPT_COUNT], "4");
+    }
+
+    #[test]
+    fn a_first_try_does_not_pass_on_what_our_caller_said_of_its_own() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        AttemptNumber(3).inject(&mut headers, true);
+        assert_eq!(headers.len(), 4);
+        AttemptNumber(1).inject(&mut headers, false);
+        assert_eq!(headers.len(), 1, "{headers:?}");
     }
 
     #[test]

@@ -60,8 +60,8 @@ pub struct RetryConfig {
     /// after an empty body is tried again too. "0s": never. Default "1s": a guess; streams that
     /// send a head long before their first message would want less.
     pub grpc_trailers: Millis,
-    /// Tell the callee which try it is: `x-envoy-attempt-count`, `grpc-previous-rpc-attempts`.
-    /// Default true: a callee that knows can refuse retries first.
+    /// Tell the callee which try it is, if not the first: `x-envoy-attempt-count`,
+    /// `grpc-previous-rpc-attempts`. Default true: a callee that knows can refuse retries first.
     pub announce: bool,
 }
 
