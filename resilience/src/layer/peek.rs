@@ -20,7 +20,8 @@ pin_project! {
     /// A body with what was read of it in front: one frame, or the error that came instead.
     #[derive(Debug)]
     pub struct PeekedBody<B: Body> {
-        first: Option<Result<Frame<Bytes>, B::Error>>,
+        // Boxed: a frame is larger than many a body, and few bodies are looked at.
+        first: Option<Box<Result<Frame<Bytes>, B::Error>>>,
         // Whether the end, or trailers or an error before it, has been read.
         ended: bool,
         #[pin]
@@ -59,9 +60,9 @@ impl<B: Body<Data = Bytes> + Unpin> PeekedBody<B> {
                 Some(Err(_)) | None => false,
             };
             self.ended = !is_data;
-            self.first = frame;
+            self.first = frame.map(Box::new);
         }
-        Poll::Ready(match &self.first {
+        Poll::Ready(match self.first.as_deref() {
             Some(Ok(frame)) => frame.trailers_ref().map_or(First::Other, First::Trailers),
             Some(Err(_)) => First::Broken,
             None => First::Other,
@@ -79,7 +80,7 @@ impl<B: Body<Data = Bytes>> Body for PeekedBody<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
         match this.first.take() {
-            Some(frame) => Poll::Ready(Some(frame)),
+            Some(frame) => Poll::Ready(Some(*frame)),
             None if *this.ended => Poll::Ready(None),
             None => this.inner.poll_frame(cx),
         }
@@ -95,7 +96,7 @@ impl<B: Body<Data = Bytes>> Body for PeekedBody<B> {
         } else {
             self.inner.size_hint()
         };
-        if let Some(Ok(frame)) = &self.first {
+        if let Some(Ok(frame)) = self.first.as_deref() {
             let kept = frame.data_ref().map_or(0, Bytes::len) as u64;
             if let Some(upper) = hint.upper() {
                 hint.set_upper(upper + kept);

@@ -29,7 +29,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response, header::RETRY_AFTER, request::Parts};
+use http::{Extensions, Request, Response, header::RETRY_AFTER, request::Parts};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
@@ -44,13 +44,15 @@ use crate::{
     classify,
     config::PolicyError,
     context::{AttemptNumber, Deadline, deadline},
+    lanes::Lane,
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     retry::{
         Final, Judgement, RetryConfig, Tries,
-        budget::{Budget, Counted, Extra, Logical},
+        budget::{Budget, Counted, Extra},
         cost::{Cost, CostBucket},
     },
     rng::Rng,
+    shared::{Lent, Shared},
     sync::{AtomicU64, Ordering},
 };
 
@@ -86,11 +88,26 @@ use crate::{
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct RetryLayer(Arc<Shared>);
+pub struct RetryLayer(Arc<Current>);
 
+/// What the next call begins with.
 #[derive(Debug)]
-struct Shared {
-    config: ArcSwap<RetryConfig>,
+struct Current {
+    plan: ArcSwap<Shared<Plan>>,
+    core: Arc<Core>,
+}
+
+/// What one call goes by from its beginning to its end. It is lent to calls, so that their threads
+/// do not meet at a count of references.
+#[derive(Debug)]
+struct Plan {
+    config: RetryConfig,
+    core: Arc<Core>,
+}
+
+/// What stays when the configuration changes.
+#[derive(Debug)]
+struct Core {
     budget: Budget,
     /// Whether anybody else can have the budget: a call need not say on which it is counted
     /// otherwise.
@@ -155,25 +172,32 @@ impl RetryLayer {
     ) -> Result<Self, PolicyError> {
         config.validate()?;
         let cost = config.cost.map(CostBucket::new).transpose()?;
-        Ok(Self(Arc::new(Shared {
-            config: ArcSwap::from_pointee(config),
+        let core = Arc::new(Core {
             budget,
             lent: AtomicBool::new(lent),
             cost,
             rng,
             stats: Counters::default(),
-        })))
+        });
+        let plan = Plan {
+            config,
+            core: Arc::clone(&core),
+        };
+        let plan = ArcSwap::from_pointee(Shared::new(plan));
+        Ok(Self(Arc::new(Current { plan, core })))
     }
 
     /// The budget, to share it or to read it.
     pub fn budget(&self) -> &Budget {
-        self.0.lent.store(true, Ordering::Relaxed);
-        &self.0.budget
+        self.0.core.lent.store(true, Ordering::Relaxed);
+        &self.0.core.budget
     }
 
     /// Counters so far.
     pub fn stats(&self) -> RetryStats {
-        let (stats, of) = (&self.0.stats, |c: &AtomicU64| c.load(Ordering::Relaxed));
+        let (stats, of) = (&self.0.core.stats, |c: &AtomicU64| {
+            c.load(Ordering::Relaxed)
+        });
         RetryStats {
             retries: of(&stats.retries),
             recovered: of(&stats.recovered),
@@ -191,11 +215,13 @@ impl RetryLayer {
     /// [`PolicyError`] if it cannot work; nothing changes then.
     pub fn reconfigure(&self, config: RetryConfig) -> Result<(), PolicyError> {
         config.validate()?;
-        if let (Some(bucket), Some(cost)) = (&self.0.cost, config.cost) {
+        let core = Arc::clone(&self.0.core);
+        if let (Some(bucket), Some(cost)) = (&core.cost, config.cost) {
             bucket.reconfigure(cost)?;
         }
-        self.0.budget.reconfigure(config.budget, config.in_flight)?;
-        self.0.config.store(Arc::new(config));
+        core.budget.reconfigure(config.budget, config.in_flight)?;
+        let plan = Shared::new(Plan { config, core });
+        self.0.plan.store(Arc::new(plan));
         Ok(())
     }
 }
@@ -204,7 +230,7 @@ impl<S> Layer<S> for RetryLayer {
     type Service = RetryService<S>;
     fn layer(&self, inner: S) -> RetryService<S> {
         RetryService {
-            shared: Arc::clone(&self.0),
+            current: Arc::clone(&self.0),
             inner,
         }
     }
@@ -213,7 +239,7 @@ impl<S> Layer<S> for RetryLayer {
 /// See [`RetryLayer`].
 #[derive(Debug, Clone)]
 pub struct RetryService<S> {
-    shared: Arc<Shared>,
+    current: Arc<Current>,
     inner: S,
 }
 
@@ -223,17 +249,44 @@ pub type RetryBody<RB> = GuardedBody<PeekedBody<RB>, RetryHeld>;
 /// What a call holds of its budget.
 #[derive(Debug)]
 pub struct RetryHeld {
+    begun: Begun,
     // Dropped with the rest when the call is over: that is all the budget wants to know.
-    _logical: Option<Logical>,
     _extra: Option<Extra>,
-    cost: Option<CostBucket>,
     paid: Option<Cost>,
 }
 
 impl Completes for RetryHeld {
     fn complete(self, outcome: Outcome, _: &mut Moment, _: Option<Duration>) {
-        if let (Some(bucket), Outcome::Success) = (self.cost, outcome) {
+        if let (Some(bucket), Outcome::Success) = (&self.begun.plan.core.cost, outcome) {
             bucket.succeeded(self.paid);
+        }
+    }
+}
+
+/// A call under way, and what it goes by. The plan keeps the budget: a guard of the budget's own
+/// would keep it a second time.
+#[derive(Debug)]
+struct Begun {
+    plan: Lent<Plan>,
+    /// Whether it is this layer that has told the budget of the call.
+    counts: bool,
+}
+
+impl Begun {
+    fn new(plan: Lent<Plan>, extensions: &Extensions, now: std::time::Instant) -> Self {
+        let budget = &plan.core.budget;
+        let counts = !Counted::has_begun(budget, extensions);
+        if counts {
+            budget.enter(now);
+        }
+        Self { plan, counts }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if self.counts {
+            self.plan.core.budget.leave();
         }
     }
 }
@@ -256,66 +309,79 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let clone = self.inner.clone();
-        let service = mem::replace(&mut self.inner, clone);
+        let mut service = mem::replace(&mut self.inner, clone);
         let (mut head, body) = request.into_parts();
         let now = Instant::now().into_std();
-        let shared = &self.shared;
-        let logical = Some(Counted::begin(&shared.budget, &head.extensions, now));
-        if shared.lent.load(Ordering::Relaxed) {
+        let plan = self.current.plan.load().lend(Lane::here());
+        let begun = Begun::new(plan, &head.extensions, now);
+        let Plan { config, core } = &*begun.plan;
+        if core.lent.load(Ordering::Relaxed) {
             // A hedge further in may be of this call.
-            head.extensions.insert(Counted(shared.budget.clone()));
+            head.extensions.insert(Counted(core.budget.clone()));
         }
-        let config = shared.config.load_full();
         let deadline = match head.extensions.get::<Deadline>() {
             Some(deadline) => Some(*deadline),
             None => deadline::extract(&head.headers).and_then(|left| Deadline::after(now, left)),
         };
         let safety = config.safety(&head.method, &head.headers, &head.extensions);
-        let tries = Tries::new(&config, safety);
-        let limit = if tries.may_continue(&config) {
+        let tries = Tries::new(config, safety);
+        let may_continue = tries.may_continue(config);
+        let limit = if may_continue {
             config.replay.as_usize()
         } else {
             0
         };
-        let mut call = Call {
-            body: Replay::new(body, limit),
-            logical,
-            shared: Arc::clone(shared),
-            service,
-            config,
-            tries,
-            extra: None,
-            paid: None,
-            head: Some(head),
-            deadline,
-            after_timeout: false,
-        };
-        let state = match deadline {
-            Some(deadline) if deadline.has_passed(now) => State::Refused {
+        let mut body = Replay::new(body, limit);
+        let kept = may_continue.then(|| head.clone());
+        let state = if deadline.is_some_and(|deadline| deadline.has_passed(now)) {
+            State::Refused {
                 rejected: Rejected::new(Policy::Deadline, Reason::Expired),
-            },
-            // The service was polled ready by our caller.
-            _ => State::Sending {
-                future: call.send(),
-            },
+            }
+        } else {
+            config.announce(AttemptNumber(1), false, &mut head);
+            let view = body.view().expect("the first view of a body");
+            // The service was polled ready by our caller, who has written the deadline too.
+            State::Sending {
+                future: service.call(Request::from_parts(head, view)),
+            }
         };
+        // Put together where it stands, and not a piece earlier: it is large.
         RetryFuture {
             state,
-            call: Some(call),
+            call: Some(Call {
+                begun: Some(begun),
+                service,
+                tries,
+                extra: None,
+                paid: None,
+                head: kept,
+                body,
+                deadline,
+                after_timeout: false,
+            }),
         }
+    }
+}
+
+impl RetryConfig {
+    /// Says which try `head` is of, to layers further in and, if it is to, to the callee.
+    fn announce(&self, number: AttemptNumber, after_timeout: bool, head: &mut Parts) {
+        if self.announce {
+            number.inject(&mut head.headers, after_timeout);
+        }
+        number.announce(&mut head.extensions);
     }
 }
 
 /// A call and what it needs to be made again.
 struct Call<S, B> {
-    shared: Arc<Shared>,
-    config: Arc<RetryConfig>,
+    /// Until its answer's body has it.
+    begun: Option<Begun>,
     service: S,
     tries: Tries,
-    /// Until its answer's body has it.
-    logical: Option<Logical>,
     extra: Option<Extra>,
     paid: Option<Cost>,
+    /// For another try.
     head: Option<Parts>,
     body: Replay<B>,
     deadline: Option<Deadline>,
@@ -333,19 +399,24 @@ where
     RB: Body<Data = Bytes> + Unpin,
     RB::Error: Into<BoxError>,
 {
-    /// Makes the next try. The service has been polled ready.
+    fn plan(&self) -> &Plan {
+        &self.begun.as_ref().expect("a body has it at the end").plan
+    }
+
+    fn may_continue(&self) -> bool {
+        self.tries.may_continue(&self.plan().config)
+    }
+
+    /// Tries once more. The service has been polled ready.
     fn send(&mut self) -> S::Future {
         let mut head = match &self.head {
-            Some(head) if self.tries.may_continue(&self.config) => head.clone(),
+            Some(head) if self.may_continue() => head.clone(),
             _ => self.head.take().expect("only the last try takes the head"),
         };
         let number = AttemptNumber(self.tries.made());
-        if self.config.announce {
-            number.inject(&mut head.headers, self.after_timeout);
-        }
-        number.announce(&mut head.extensions);
-        // The first try goes with what our caller has written.
-        if let (Some(deadline), true) = (self.deadline, number.0 > 1) {
+        let config = &self.plan().config;
+        config.announce(number, self.after_timeout, &mut head);
+        if let Some(deadline) = self.deadline {
             deadline::inject(&mut head.headers, deadline.left(Instant::now().into_std()));
         }
         let body = self.body.view().expect("checked before each retry");
@@ -355,8 +426,8 @@ where
     /// Whether the verdict may be in the trailers, and waiting for them can hurt nobody: a caller
     /// that still sends may wait for the head before it sends more.
     fn should_peek(&self, response: &Response<RB>) -> bool {
-        self.tries.may_continue(&self.config)
-            && !self.config.grpc_trailers.0.is_zero()
+        self.may_continue()
+            && !self.plan().config.grpc_trailers.0.is_zero()
             && classify::awaits_grpc_trailers(response.status(), response.headers())
             && !response.body().is_end_stream()
             && self.body.is_complete()
@@ -366,15 +437,14 @@ where
         if error.is_callers_fault() {
             return Judgement::last(Outcome::Cancelled);
         }
+        let config = &self.plan().config;
         match error.rejected() {
             // One try took too long: a timeout further in.
             Some(rejected) if rejected.policy == Policy::Deadline => {
-                self.config.judge_error(FailureClass::Timeout, false)
+                config.judge_error(FailureClass::Timeout, false)
             }
             Some(_) => Judgement::last(Outcome::Cancelled),
-            None => self
-                .config
-                .judge_error(error.class(), error.is_unprocessed()),
+            None => config.judge_error(error.class(), error.is_unprocessed()),
         }
     }
 
@@ -383,14 +453,14 @@ where
         if !judgement.worth_a_retry {
             return None;
         }
-        let stats = &self.shared.stats;
+        let Plan { config, core } = &*self.begun.as_ref()?.plan;
+        let stats = &core.stats;
         let now = Instant::now().into_std();
         let time = (now, self.deadline.map(|deadline| deadline.0));
         let replayable = self.body.can_replay();
-        let rng = &self.shared.rng;
         let next = self
             .tries
-            .next(&self.config, judgement, replayable, false, time, rng);
+            .next(config, judgement, replayable, false, time, &core.rng);
         let wait = match next {
             Ok(wait) => wait,
             Err(why) => {
@@ -409,12 +479,9 @@ where
         }
         // The last retry is over, and its place is this one's.
         self.extra = None;
-        let logical = self.logical.as_ref()?;
-        let paid = logical.try_extra(now).and_then(|extra| {
-            let cost = &self.shared.cost;
-            let cost = cost
-                .as_ref()
-                .map(|bucket| bucket.try_take(judgement.outcome));
+        let paid = core.budget.try_extra(now).and_then(|extra| {
+            let bucket = core.cost.as_ref();
+            let cost = bucket.map(|bucket| bucket.try_take(judgement.outcome));
             match cost.transpose() {
                 Ok(cost) => Ok((extra, cost)),
                 Err(rejected) => {
@@ -443,13 +510,13 @@ where
     ) -> Result<Response<RetryBody<RB>>, Error<S::Error>> {
         match result {
             Ok(response) => {
+                let begun = self.begun.take().expect("a call has one answer");
                 if self.tries.made() > 1 && outcome == Outcome::Success {
-                    add(&self.shared.stats.recovered);
+                    add(&begun.plan.core.stats.recovered);
                 }
                 let guard = CallGuard::new(RetryHeld {
-                    _logical: self.logical.take(),
+                    begun,
                     _extra: self.extra.take(),
-                    cost: self.shared.cost.clone(),
                     paid: self.paid.take(),
                 });
                 Ok(response.map(|body| GuardedBody::new(body, guard, outcome, None)))
@@ -471,7 +538,8 @@ where
         if let Some(extra) = self.extra.take() {
             extra.forgive();
         }
-        if let (Some(bucket), Some(cost)) = (&self.shared.cost, self.paid.take()) {
+        let paid = self.paid.take();
+        if let (Some(bucket), Some(cost)) = (&self.plan().core.cost, paid) {
             bucket.give_back(cost);
         }
     }
@@ -574,7 +642,7 @@ where
                 },
                 StateProj::Sending { future } => match ready!(future.poll(cx)) {
                     Ok(response) => {
-                        let judgement = call.config.judge_head(
+                        let judgement = call.plan().config.judge_head(
                             response.status(),
                             response.headers(),
                             wall_for(response.headers(), &RETRY_AFTER),
@@ -582,7 +650,7 @@ where
                         let peek = call.should_peek(&response);
                         let response = response.map(PeekedBody::new);
                         if peek {
-                            let sleep = tokio::time::sleep(call.config.grpc_trailers.0);
+                            let sleep = tokio::time::sleep(call.plan().config.grpc_trailers.0);
                             this.state.set(State::Peeking {
                                 response: Some(response),
                                 judgement,
@@ -604,11 +672,13 @@ where
                 } => {
                     let body = response.as_mut().expect("taken once").body_mut();
                     let judgement = match body.poll_peek(cx) {
-                        Poll::Ready(First::Trailers(trailers)) => {
-                            call.config.judge_trailers(trailers).unwrap_or(*judgement)
-                        }
+                        Poll::Ready(First::Trailers(trailers)) => call
+                            .plan()
+                            .config
+                            .judge_trailers(trailers)
+                            .unwrap_or(*judgement),
                         Poll::Ready(First::Broken) => {
-                            call.config.judge_error(FailureClass::Reset, false)
+                            call.plan().config.judge_error(FailureClass::Reset, false)
                         }
                         Poll::Ready(First::Other) => *judgement,
                         Poll::Pending => {

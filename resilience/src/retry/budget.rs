@@ -161,8 +161,7 @@ impl Budget {
 
     /// A logical call begins: it deposits once, and counts as under way until the guard is dropped.
     pub fn begin(&self, now: Instant) -> Logical {
-        self.deposit(now);
-        self.0.count(BEGUN);
+        self.enter(now);
         Logical {
             core: self.0.lend(Lane::here()),
             counts: true,
@@ -176,6 +175,13 @@ impl Budget {
             core: self.0.lend(Lane::here()),
             counts: false,
         }
+    }
+
+    /// [`begin`](Self::begin) for a caller that keeps the budget itself while its call is under way
+    /// and then says `leave`: it needs no guard that keeps it too.
+    pub(crate) fn enter(&self, now: Instant) {
+        self.deposit(now);
+        self.0.count(BEGUN);
     }
 
     /// Only the deposit of [`begin`](Self::begin), for callers that do not track calls under way.
@@ -235,6 +241,19 @@ impl Budget {
         core.share_min
             .store(u64::from(share.min), Ordering::Relaxed);
         Ok(())
+    }
+}
+
+#[cfg(feature = "tower")]
+impl Budget {
+    /// A call that [`enter`](Self::enter)ed is over.
+    pub(crate) fn leave(&self) {
+        self.0.count(ENDED);
+    }
+
+    /// [`Logical::try_extra`] for a call that [`enter`](Self::enter)ed.
+    pub(crate) fn try_extra(&self, now: Instant) -> Result<Extra, Rejected> {
+        self.0.lend(Lane::here()).try_extra(now)
     }
 }
 
@@ -308,13 +327,19 @@ impl Logical {
     /// [`Rejected`] with [`Reason::Full`] if too many are under way, [`Reason::Exhausted`] if the
     /// balance does not cover it.
     pub fn try_extra(&self, now: Instant) -> Result<Extra, Rejected> {
-        self.core.enter()?;
+        self.core.clone().try_extra(now)
+    }
+}
+
+impl Lent<Core> {
+    fn try_extra(self, now: Instant) -> Result<Extra, Rejected> {
+        self.enter()?;
         let mut extra = Extra {
-            core: self.core.clone(),
+            core: self,
             slip: None,
         };
         // Refused here, dropping `extra` gives its place back.
-        extra.slip = Some(self.core.withdraw(now)?);
+        extra.slip = Some(extra.core.withdraw(now)?);
         Ok(extra)
     }
 }
@@ -335,10 +360,17 @@ pub struct Counted(pub Budget);
 impl Counted {
     /// Begins a logical call, or joins the one that `extensions` say has begun.
     pub fn begin(budget: &Budget, extensions: &Extensions, now: Instant) -> Logical {
-        match extensions.get::<Self>() {
-            Some(Self(counted)) if counted.is_same(budget) => budget.join(),
-            _ => budget.begin(now),
+        if Self::has_begun(budget, extensions) {
+            budget.join()
+        } else {
+            budget.begin(now)
         }
+    }
+
+    /// Whether somebody further out has begun the call on this budget.
+    pub(crate) fn has_begun(budget: &Budget, extensions: &Extensions) -> bool {
+        let counted = extensions.get::<Self>();
+        counted.is_some_and(|Self(counted)| counted.is_same(budget))
     }
 }
 
