@@ -18,21 +18,32 @@ struct Owner<C> {
     handles: [Arc<Line<Arc<C>>>; HANDLES],
 }
 
+impl<C> Owner<C> {
+    fn new(core: C) -> Arc<Self> {
+        let core = Arc::new(core);
+        let handles = std::array::from_fn(|_| Arc::new(Line(Arc::clone(&core))));
+        Arc::new(Self { core, handles })
+    }
+
+    #[inline]
+    fn lend(&self, lane: Lane) -> Lent<C> {
+        Lent(Arc::clone(&self.handles[lane.index() % HANDLES]))
+    }
+}
+
 /// A core that is lent to permits. Clones share it.
 #[derive(Debug)]
 pub(crate) struct Shared<C>(Arc<Owner<C>>);
 
 impl<C> Shared<C> {
     pub(crate) fn new(core: C) -> Self {
-        let core = Arc::new(core);
-        let handles = std::array::from_fn(|_| Arc::new(Line(Arc::clone(&core))));
-        Self(Arc::new(Owner { core, handles }))
+        Self(Owner::new(core))
     }
 
     /// The core for one permit, on behalf of the thread in `lane`.
     #[inline]
     pub(crate) fn lend(&self, lane: Lane) -> Lent<C> {
-        Lent(Arc::clone(&self.0.handles[lane.index() % HANDLES]))
+        self.0.lend(lane)
     }
 
     /// How often it is lent.
@@ -80,6 +91,28 @@ impl<C> Deref for Lent<C> {
     }
 }
 
+/// What is lent, and replaced as a whole: who has borrowed keeps what there was.
+#[cfg(feature = "tower")]
+#[derive(Debug)]
+pub(crate) struct Replaced<C>(arc_swap::ArcSwap<Owner<C>>);
+
+#[cfg(feature = "tower")]
+impl<C> Replaced<C> {
+    pub(crate) fn new(first: C) -> Self {
+        Self(arc_swap::ArcSwap::new(Owner::new(first)))
+    }
+
+    /// What there is at this moment.
+    #[inline]
+    pub(crate) fn lend(&self) -> Lent<C> {
+        self.0.load().lend(Lane::here())
+    }
+
+    pub(crate) fn replace(&self, by: C) {
+        self.0.store(Owner::new(by));
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -94,5 +127,13 @@ mod tests {
         assert_eq!(shared.lent(), 1);
         drop(shared);
         assert_eq!(*other, 7);
+    }
+    #[cfg(feature = "tower")]
+    #[test]
+    fn who_has_borrowed_keeps_what_there_was() {
+        let all = Replaced::new(1);
+        let before = all.lend();
+        all.replace(2);
+        assert_eq!((*before, *all.lend()), (1, 2));
     }
 }

@@ -161,7 +161,7 @@ impl<K: Key> Group<K> {
         // Calls under way per weight; alike, the first draw decides, which weighs by itself.
         let load = |n: usize| {
             let slot = &self.slots[n];
-            let pending = slot.endpoint.pending.load(Ordering::Relaxed);
+            let pending = slot.endpoint.calls.pending();
             f64::from(pending) / (slot.share * ask.warmth(&slot.endpoint))
         };
         Some(if load(b) < load(a) { b } else { a })
@@ -213,7 +213,7 @@ impl<K: Key> Group<K> {
             // 1.12 × 25 × ¾ is 21.000…4: a millionth less, not one call more.
             let room = (per_weight * slot.weight as f64 - 1e-6).ceil().max(1.0);
             // Saturates: no bound is as many as there are.
-            slot.endpoint.try_claim(room as u32)
+            slot.endpoint.calls.try_begin(room as u32)
         };
         let claimed = |slot| Chosen {
             slot,
@@ -231,8 +231,7 @@ impl<K: Key> Group<K> {
         if let Some(slot) = usable.clone().find(|s| take(s)) {
             return Some(claimed(slot));
         }
-        let load =
-            |s: &&Slot<K>| f64::from(s.endpoint.pending.load(Ordering::Relaxed)) / s.weight as f64;
+        let load = |s: &&Slot<K>| f64::from(s.endpoint.calls.pending()) / s.weight as f64;
         usable
             .min_by(|a, b| load(a).total_cmp(&load(b)))
             .map(Chosen::unclaimed)

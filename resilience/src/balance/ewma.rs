@@ -14,9 +14,9 @@ use crate::{
 
 /// A cost in nanoseconds with the time it was last touched.
 ///
-/// The cost is read before the stamp is taken, and written after. A race may then take an old cost
-/// for a fresh one, and let it decay a little less; it never takes a fresh peak for an old one,
-/// which would forget it.
+/// The cost is read before the stamp, and written after it. A race may then take an old cost for a
+/// fresh one, and let it decay a little less; it never takes a fresh peak for an old one, which
+/// would forget it.
 #[derive(Debug, Default)]
 pub(super) struct PeakEwma {
     cost: AtomicU64,
@@ -28,7 +28,8 @@ impl PeakEwma {
     pub(super) fn observe(&self, now: Tick, rtt: f64, decay: f64) {
         let mut bits = self.cost.load(Ordering::Acquire);
         // 0 means "no history", so time begins at 1.
-        let last = self.stamp.swap(now.0.max(1), Ordering::AcqRel);
+        let last = self.stamp.load(Ordering::Relaxed);
+        self.stamp.store(now.0.max(1), Ordering::Relaxed);
         let mut w = weight(now.0.saturating_sub(last), decay);
         loop {
             let cost = f64::from_bits(bits);

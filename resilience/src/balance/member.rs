@@ -1,13 +1,10 @@
 //! One endpoint: what discovery says of it, and what calls have shown.
 
-use std::{
-    hash::Hash,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{hash::Hash, sync::Arc, time::Duration};
 
 use super::{
     Locality, OutlierConfig, SlowStartConfig,
+    calls::Calls,
     ewma::PeakEwma,
     outlier::{Cause, Health, Histogram, Verdict},
     shared::Shared,
@@ -151,16 +148,15 @@ pub(super) struct Zone {
 pub(super) struct Endpoint<K> {
     // What every pick reads comes first.
     pub(super) health: Health,
-    pub(super) pending: AtomicU32,
+    pub(super) calls: Calls,
     ewma: PeakEwma,
     /// When it was picked last, and how many picks the balancer had made by then.
     picked: AtomicU64,
     picked_at: AtomicU64,
     /// When it joined or came back.
     since: AtomicU64,
-    succeeded: AtomicU64,
     failed: AtomicU64,
-    /// The two above as the last interval ended.
+    /// Those that had succeeded and failed as the last interval ended.
     seen: (AtomicU64, AtomicU64),
     latencies: Histogram,
     weight: AtomicU32,
@@ -194,12 +190,11 @@ impl<K: Key> Endpoint<K> {
         shared.warms(now);
         Self {
             health: Health::default(),
-            pending: AtomicU32::new(0),
+            calls: Calls::default(),
             ewma: PeakEwma::default(),
             picked: AtomicU64::new(0),
             picked_at: AtomicU64::new(0),
             since: AtomicU64::new(now.0),
-            succeeded: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             seen: Default::default(),
             latencies: Histogram::default(),
@@ -232,14 +227,14 @@ impl<K> Endpoint<K> {
 
     /// Whether nobody knows any more what a call to it costs.
     pub(super) fn is_forgotten(&self, now: Tick, picks: u64) -> bool {
-        self.pending.load(Ordering::Relaxed) == 0
+        self.calls.pending() == 0
             && picks.saturating_sub(self.picked_at.load(Ordering::Relaxed)) >= FORGOTTEN_PICKS
             && Duration::from_nanos(age(self.picked.load(Ordering::Relaxed), now)) >= FORGOTTEN
     }
 
     /// Peak latency × (calls under way ÷ `share` + 1); `share`: its weight ÷ the mean weight.
     pub(super) fn latency_load(&self, now: Tick, share: f64, decay: f64) -> f64 {
-        let pending = f64::from(self.pending.load(Ordering::Relaxed)) / share;
+        let pending = f64::from(self.calls.pending()) / share;
         if self.ewma.has_history() {
             (self.ewma.read(now, decay) + GRAIN) * (pending + 1.0)
         } else if pending > 0.0 {
@@ -249,17 +244,13 @@ impl<K> Endpoint<K> {
         }
     }
 
-    /// Takes a place for one more call if fewer than `limit` are under way.
-    pub(super) fn try_claim(&self, limit: u32) -> bool {
-        claim(&self.pending, limit)
-    }
-
     pub(super) fn was_picked(&self, now: Tick, picks: u64) {
         self.picked.store(now.0, Ordering::Relaxed);
         self.picked_at.store(picks, Ordering::Relaxed);
     }
 
-    /// A call that was made in `epoch` has ended; the cause if that ejected the endpoint.
+    /// A call that was made in `epoch` has ended, and is no longer counted as under way; the cause if
+    /// that ejected the endpoint.
     pub(super) fn ended(
         &self,
         outcome: Outcome,
@@ -270,7 +261,6 @@ impl<K> Endpoint<K> {
         let (rtt, decay) = (nanos(now.since(started)), self.shared.decay());
         match outcome {
             Outcome::Success | Outcome::Ignored | Outcome::RateLimited => {
-                self.succeeded.fetch_add(1, Ordering::Relaxed);
                 self.ewma.observe(now, rtt as f64, decay);
                 if self.shared.timed.load(Ordering::Relaxed) != 0 {
                     self.latencies.add(rtt);
@@ -355,12 +345,10 @@ impl<K> Endpoint<K> {
 
     /// Calls and failures since this was last asked.
     pub(super) fn take_interval(&self) -> (u64, u64) {
-        let since = |count: &AtomicU64, seen: &AtomicU64| {
-            let now = count.load(Ordering::Relaxed);
-            now.saturating_sub(seen.swap(now, Ordering::Relaxed))
-        };
-        let failed = since(&self.failed, &self.seen.1);
-        (since(&self.succeeded, &self.seen.0) + failed, failed)
+        let since =
+            |now: u64, seen: &AtomicU64| now.saturating_sub(seen.swap(now, Ordering::Relaxed));
+        let failed = since(self.failed.load(Ordering::Relaxed), &self.seen.1);
+        (since(self.calls.succeeded(), &self.seen.0) + failed, failed)
     }
 
     pub(super) fn take_latencies(&self, quantile: f64) -> (u64, Duration) {
@@ -388,89 +376,12 @@ impl<K: Key> Endpoint<K> {
             state,
             weight: self.weight(),
             weight_now: f64::from(u8::from(is_in)) * f64::from(self.weight()) * ramp,
-            pending: self.pending.load(Ordering::Relaxed),
+            pending: self.calls.pending(),
             cost: Duration::from_nanos(self.ewma.read(now, self.shared.decay()) as u64),
             ejected_for,
             ejections: self.health.times(),
-            succeeded: self.succeeded.load(Ordering::Relaxed),
+            succeeded: self.calls.succeeded(),
             failed: self.failed.load(Ordering::Relaxed),
         }
-    }
-}
-
-/// Adds one if that makes no more than `limit`.
-fn claim(pending: &AtomicU32, limit: u32) -> bool {
-    let mut now = pending.load(Ordering::Relaxed);
-    while now < limit {
-        match pending.compare_exchange_weak(now, now + 1, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return true,
-            Err(seen) => now = seen,
-        }
-    }
-    false
-}
-
-/// A call on its way to one endpoint. Complete it with the call's result; dropping it means
-/// cancelled.
-#[derive(Debug)]
-#[must_use = "a pick that is dropped at once counts as a cancelled call"]
-pub struct Pick<K> {
-    pub(super) endpoint: Arc<Endpoint<K>>,
-    pub(super) started: Tick,
-    pub(super) epoch: u32,
-    /// Whether it counts among its zone's calls that were placed by a hash.
-    pub(super) hashed: bool,
-    pub(super) done: bool,
-}
-
-impl<K> Pick<K> {
-    /// The endpoint's key.
-    pub fn key(&self) -> &K {
-        &self.endpoint.key
-    }
-
-    /// Ends the call: its latency and result count for the endpoint. The cause, if this very
-    /// result ejected it.
-    pub fn complete(mut self, outcome: Outcome, now: Instant) -> Option<Cause> {
-        self.give_back();
-        self.endpoint
-            .ended(outcome, self.epoch, self.started, Tick::at(now))
-    }
-
-    fn give_back(&mut self) {
-        if !self.done {
-            self.done = true;
-            self.endpoint.pending.fetch_sub(1, Ordering::Relaxed);
-            if self.hashed {
-                self.endpoint.zone.hashed.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-impl<K> Drop for Pick<K> {
-    fn drop(&mut self) {
-        self.give_back();
-    }
-}
-
-#[cfg(all(test, loom))]
-mod models {
-    use loom::{sync::Arc, thread};
-
-    use super::*;
-
-    #[test]
-    fn claims_never_exceed_the_limit() {
-        loom::model(|| {
-            let pending = Arc::new(AtomicU32::new(0));
-            let other = {
-                let pending = Arc::clone(&pending);
-                thread::spawn(move || claim(&pending, 1))
-            };
-            let mine = claim(&pending, 1);
-            assert!(mine ^ other.join().expect("no panic"));
-            assert_eq!(pending.load(Ordering::Relaxed), 1);
-        });
     }
 }

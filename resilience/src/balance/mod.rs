@@ -63,6 +63,7 @@
 //! 2016 (Maglev).
 
 mod builder;
+mod calls;
 mod choose;
 mod config;
 mod ewma;
@@ -71,6 +72,7 @@ mod locality;
 mod maglev;
 mod member;
 mod outlier;
+mod pick;
 mod ring;
 mod shared;
 mod subset;
@@ -91,10 +93,11 @@ pub use self::{
     config::{BalanceConfig, BalancePolicy, HashOn, LocalityConfig, SlowStartConfig},
     hash::stable_hash,
     locality::Locality,
-    member::{EndpointState, EndpointStatus, Key, Member, Pick, Probe},
+    member::{EndpointState, EndpointStatus, Key, Member, Probe},
     outlier::{
         Cause, FailurePercentageConfig, LatencyOutlierConfig, OutlierConfig, SuccessRateConfig,
     },
+    pick::Pick,
     subset::Client,
     view::Home,
 };
@@ -375,16 +378,10 @@ impl<K: Key> Balancer<K> {
         if hashed {
             endpoint.zone.hashed.fetch_add(1, Ordering::Relaxed);
         } else {
-            endpoint.pending.fetch_add(1, Ordering::Relaxed);
+            endpoint.calls.begin();
         }
         endpoint.was_picked(now, picks);
-        Ok(Pick {
-            endpoint: Arc::clone(endpoint),
-            started: now,
-            epoch: endpoint.health.epoch(),
-            hashed,
-            done: false,
-        })
+        Ok(Pick::new(endpoint, now, hashed))
     }
 
     /// Does what is due at `now`: lets in whose time is over, and at the end of an interval compares

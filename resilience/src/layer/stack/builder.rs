@@ -10,6 +10,7 @@ use crate::{
     events::Events,
     layer::commands::Commands,
     rng::Rng,
+    shared::Replaced,
 };
 
 /// Builds a [`Stack`]. See [`Stack::builder`].
@@ -79,7 +80,7 @@ impl StackBuilder {
         let balancer = balancer.build()?;
         let plan = Plan::new(self.policy, None, &balancer, (&self.origin, &rng), now())?;
         Ok(Stack(Arc::new(Shared {
-            plan: arc_swap::ArcSwap::new(plan),
+            plan: Replaced::new(plan),
             balancer,
             origin: self.origin,
             commands: Commands::default(),

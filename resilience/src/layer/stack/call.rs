@@ -62,7 +62,7 @@ impl<K: Key> Stack<K> {
         let (head, body) = request.into_parts();
         let mut head = Head(Some(head));
         async move {
-            let plan = self.0.plan.load_full();
+            let plan = self.0.plan.lend();
             let (command, now) = (self.0.commands.begin(), Instant::now());
             let mut took = Took::default();
             let result = match total_deadline(&plan.policy, head.get(), now) {

@@ -31,7 +31,6 @@ mod tick;
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use self::plan::{Origin, Plan};
@@ -51,6 +50,7 @@ use crate::{
     hystrix::Watch,
     layer::{commands::Commands, lookout::Lookout},
     rng::Rng,
+    shared::Replaced,
 };
 
 /// The policies of one destination with their state. Clones share it; threads may too.
@@ -65,7 +65,7 @@ impl<K> Clone for Stack<K> {
 
 #[derive(Debug)]
 struct Shared<K> {
-    plan: ArcSwap<Plan>,
+    plan: Replaced<Plan>,
     balancer: Balancer<K>,
     origin: Origin,
     /// Counted while somebody watches.
@@ -131,7 +131,7 @@ impl<K: Key> Stack<K> {
     pub fn reconfigure(&self, policy: TrafficPolicy) -> Result<(), PolicyError> {
         let shared = &self.0;
         let _one_at_a_time = shared.changing.lock();
-        let old = shared.plan.load_full();
+        let old = shared.plan.lend();
         if old.policy == policy {
             return Ok(());
         }
@@ -142,7 +142,7 @@ impl<K: Key> Stack<K> {
             (&shared.origin, &shared.rng),
             now(),
         )?;
-        shared.plan.store(plan);
+        shared.plan.replace(plan);
         Ok(())
     }
 
@@ -164,17 +164,17 @@ impl<K: Key> Stack<K> {
 
     /// The policy in force.
     pub fn policy(&self) -> TrafficPolicy {
-        self.0.plan.load().policy.clone()
+        self.0.plan.lend().policy.clone()
     }
 
     /// Reads the policy in force without copying it.
     pub fn with_policy<T>(&self, read: impl FnOnce(&TrafficPolicy) -> T) -> T {
-        read(&self.0.plan.load().policy)
+        read(&self.0.plan.lend().policy)
     }
 
     /// The circuit, for an operator's hand; `None` if the policy has none.
     pub fn breaker(&self) -> Option<CircuitBreaker> {
-        self.0.plan.load().breaker.clone()
+        self.0.plan.lend().breaker.clone()
     }
 
     /// Who takes the calls.

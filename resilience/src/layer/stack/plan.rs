@@ -67,7 +67,7 @@ impl Plan {
         balancer: &Balancer<K>,
         (origin, rng): (&Origin, &Rng),
         now: Instant,
-    ) -> Result<Arc<Self>, PolicyError> {
+    ) -> Result<Self, PolicyError> {
         policy.validate()?;
         let seed = || Rng::new(rng.next_u64());
         let plan = Self {
@@ -142,7 +142,7 @@ impl Plan {
         };
         let (balance, outlier) = (plan.policy.balance.clone(), plan.policy.outlier.clone());
         balancer.reconfigure(balance, outlier, now)?;
-        Ok(Arc::new(plan))
+        Ok(plan)
     }
 }
 

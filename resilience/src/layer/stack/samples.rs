@@ -10,7 +10,7 @@ use crate::{
 
 impl<K: Key> Samples for Stack<K> {
     fn samples<'a>(&'a self, now: Instant, take: &mut dyn FnMut(Sample<'a>)) {
-        let (plan, emit) = (self.0.plan.load(), &mut Emitter::new(self.name(), take));
+        let (plan, emit) = (self.0.plan.lend(), &mut Emitter::new(self.name(), take));
         if let Some(core) = &plan.throttle {
             cores::throttle(core, now, emit);
         }

@@ -50,7 +50,7 @@ impl<K: Key> Stack<K> {
     /// State and counters now.
     pub fn status(&self) -> StackStatus<K> {
         let (shared, now) = (&self.0, Instant::now().into_std());
-        let plan = shared.plan.load();
+        let plan = shared.plan.lend();
         let counts = plan.budget.as_ref().map(Budget::counts);
         StackStatus {
             breaker: plan.breaker.as_ref().map(|core| core.snapshot(now)),

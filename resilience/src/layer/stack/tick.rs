@@ -41,7 +41,7 @@ impl<K: Key> Stack<K> {
         shared.balancer.tick(now);
         let told = (shared.origin.events.as_ref(), &shared.origin.name);
         lookout::look(&shared.lookout, told, now, |mut look| {
-            let plan = shared.plan.load();
+            let plan = shared.plan.lend();
             let refused = plan.throttle.as_ref().map(Throttle::refused);
             look.one(Policy::Throttle, Reason::Throttled, refused);
             look.bulkhead(plan.bulkhead.as_ref());
