@@ -75,7 +75,8 @@ use self::{
 use crate::{
     bulkhead::{
         Entry, Queued, Refusals,
-        slots::{self, Rules, Slots},
+        slots::{Rules, Slots},
+        waiter,
     },
     clock::{Tick, nanos},
     config::PolicyError,
@@ -401,7 +402,7 @@ impl Queued for AdaptiveLimit {
         if let Some(in_flight) = self.0.slots.try_take() {
             return Ok(Entry::Admitted(self.begun(in_flight, now, None)));
         }
-        slots::enter(self, &self.0.rules.load(), now)
+        waiter::enter(self, &self.0.rules.load(), now)
     }
 
     const POLICY: Policy = Policy::AdaptiveLimit;

@@ -69,18 +69,20 @@ mod config;
 mod ewma;
 mod hash;
 mod locality;
+mod look;
 mod maglev;
 mod member;
+mod members;
 mod outlier;
 mod pick;
 mod ring;
 mod shared;
+mod status;
 mod subset;
 mod view;
 mod weighted;
 
 use std::{
-    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -103,16 +105,14 @@ pub use self::{
 };
 use self::{
     hash::Draws,
-    member::{Endpoint, Zone},
-    outlier::{Sample, judge},
+    look::Sweeper,
+    members::Setup,
     shared::Shared,
     view::{Ask, View},
 };
 use crate::{
-    clock::{Tick, nanos},
+    clock::Tick,
     config::PolicyError,
-    due::is_astray,
-    events::{EventKind, Return},
     outcome::{Policy, Reason, Rejected},
     rng::Rng,
     sync::{AtomicU64, Ordering},
@@ -166,20 +166,6 @@ impl<'a, K> PickContext<'a, K> {
     }
 }
 
-/// The interval over which endpoints are compared, and what was told of them last.
-#[derive(Debug, Default)]
-struct Sweeper {
-    began: Option<Tick>,
-    panics: bool,
-}
-
-/// What changes a membership or its arrangement, one at a time.
-#[derive(Debug)]
-struct Setup {
-    home: Home,
-    zones: HashMap<Locality, Arc<Zone>>,
-}
-
 #[derive(Debug)]
 struct Core<K> {
     view: ArcSwap<View<K>>,
@@ -218,128 +204,6 @@ impl<K: Key> Balancer<K> {
     /// A balancer with more than its configurations.
     pub fn builder(config: BalanceConfig, outlier: OutlierConfig) -> Builder<K> {
         Builder::new(config, outlier)
-    }
-
-    /// Replaces the membership. A key given twice counts once, as first given. What is known of the
-    /// keys that stay is kept, unless they moved to another locality.
-    ///
-    /// O(n log n), and what the policy's table costs; picks go on meanwhile.
-    pub fn set_members(&self, members: impl IntoIterator<Item = Member<K>>, now: Instant) {
-        let (core, now) = (&*self.0, Tick::at(now));
-        let mut setup = core.setup.lock();
-        let old = core.view.load_full();
-        let mut known: HashMap<&K, &Arc<Endpoint<K>>> =
-            old.members.iter().map(|e| (&e.key, e)).collect();
-        let mut seen = HashSet::new();
-        let mut next: Vec<Arc<Endpoint<K>>> = Vec::new();
-        for member in members {
-            if !seen.insert(member.key.clone()) {
-                continue;
-            }
-            let stays = known
-                .get(&member.key)
-                .is_some_and(|e| e.zone.locality == member.locality && is_placed(e, &member));
-            let endpoint = match known.remove(&member.key) {
-                Some(endpoint) if stays => Arc::clone(endpoint),
-                gone => {
-                    if let Some(gone) = gone {
-                        gone.retire(now);
-                    }
-                    let zone = setup.zone(&member.locality);
-                    let weight = member.weight;
-                    let new = Endpoint::new(member, zone, Arc::clone(&core.shared), now);
-                    new.set_weight(weight);
-                    next.push(Arc::new(new));
-                    continue;
-                }
-            };
-            endpoint.set_weight(member.weight);
-            next.push(endpoint);
-        }
-        self.arrange(next, &setup.home, Arc::clone(&old.config), now);
-        for gone in known.into_values() {
-            gone.retire(now);
-        }
-        setup.forget_zones();
-    }
-
-    /// Makes a new arrangement the one that picks see.
-    fn arrange(
-        &self,
-        members: Vec<Arc<Endpoint<K>>>,
-        home: &Home,
-        config: Arc<BalanceConfig>,
-        now: Tick,
-    ) {
-        let core = &*self.0;
-        let view = View::new(members, home, config);
-        let chosen: HashSet<*const Endpoint<K>> =
-            view.slots().map(|s| Arc::as_ptr(&s.endpoint)).collect();
-        for (n, group) in view.groups.iter().enumerate() {
-            // Callers that start together must not go the round together.
-            let turn = hash::nth(core.seed, n as u64) >> 1;
-            group.turn.store(turn, Ordering::Relaxed);
-        }
-        core.shared.places.hosts.store(
-            u32::try_from(chosen.len()).unwrap_or(u32::MAX),
-            Ordering::Relaxed,
-        );
-        // Who is not called any more holds no place among those that are out.
-        for member in &view.members {
-            if !chosen.contains(&Arc::as_ptr(member)) {
-                member.readmit_now(Return::Left, now);
-            }
-        }
-        core.view.store(Arc::new(view));
-        core.shared.due.request();
-        self.look(now);
-    }
-
-    /// Takes new configurations; members, costs and verdicts stay.
-    ///
-    /// # Errors
-    /// [`PolicyError`] if one cannot work; nothing changes then.
-    pub fn reconfigure(
-        &self,
-        config: BalanceConfig,
-        outlier: OutlierConfig,
-        now: Instant,
-    ) -> Result<(), PolicyError> {
-        config.validate()?;
-        outlier.validate()?;
-        let (core, now) = (&*self.0, Tick::at(now));
-        let setup = core.setup.lock();
-        core.shared.reconfigure(outlier);
-        let old = core.view.load_full();
-        if *old.config == config {
-            self.look(now);
-            return Ok(());
-        }
-        core.shared
-            .set_pace(config.decay.0, config.slow_start.as_ref());
-        for member in &old.members {
-            core.shared.warms(member.since());
-        }
-        self.arrange(old.members.clone(), &setup.home, Arc::new(config), now);
-        Ok(())
-    }
-
-    /// Says where this process is and which of the callers it is.
-    pub fn set_home(&self, home: Home, now: Instant) {
-        let core = &*self.0;
-        let mut setup = core.setup.lock();
-        if setup.home != home {
-            setup.home = home;
-            let old = core.view.load_full();
-            let config = Arc::clone(&old.config);
-            self.arrange(old.members.clone(), &setup.home, config, Tick::at(now));
-        }
-    }
-
-    /// Says where this process is, and leaves which of the callers it is.
-    pub fn set_locality(&self, locality: Locality, now: Instant) {
-        let client = self.0.setup.lock().home.client;
-        self.set_home(Home { locality, client }, now);
     }
 
     /// Picks an endpoint for a call.
@@ -383,141 +247,6 @@ impl<K: Key> Balancer<K> {
         endpoint.was_picked(now, picks);
         Ok(Pick::new(endpoint, now, hashed))
     }
-
-    /// Does what is due at `now`: lets in whose time is over, and at the end of an interval compares
-    /// the endpoints. Picks do it by the way; a timer that calls this spares them, and keeps
-    /// the [status](Self::status) true where nobody calls.
-    ///
-    /// One load if nothing is due, O(n) otherwise; returns at once if another thread is at it.
-    pub fn tick(&self, now: Instant) {
-        let now = Tick::at(now);
-        if self.0.shared.due.is_due(now) {
-            self.look(now);
-        }
-    }
-
-    #[cold]
-    fn look(&self, now: Tick) {
-        let (view, shared) = (&self.0.view, &self.0.shared);
-        let Some(mut sweeper) = self.0.sweeper.try_lock() else {
-            return;
-        };
-        shared.due.begin();
-        let (view, config) = (view.load(), shared.outlier.load());
-        for slot in view.slots() {
-            slot.endpoint.readmit_if_due(now);
-        }
-        let ends = sweeper.sweep(&view, &config, now);
-        view.count(now);
-        let (panics, (healthy, all)) = view.panics();
-        if panics != std::mem::replace(&mut sweeper.panics, panics) {
-            shared.tell(None, now, || EventKind::Panic {
-                begun: panics,
-                healthy,
-                all,
-            });
-        }
-        let out = view
-            .slots()
-            .filter_map(|slot| slot.endpoint.health.until())
-            .map(|until| until.0);
-        let next = out.min().unwrap_or(u64::MAX).min(ends);
-        shared.due.finish(now, next);
-    }
-
-    /// Takes what an active health check found. Keys that are not known are ignored.
-    pub fn report(&self, key: &K, probe: Probe, now: Instant) {
-        let (view, now) = (self.0.view.load(), Tick::at(now));
-        let Some(endpoint) = view.members.iter().find(|e| e.key == *key) else {
-            return;
-        };
-        let passed = probe == Probe::Passed;
-        let news = endpoint.health.set_unhealthy(!passed);
-        if news {
-            endpoint.tell(now, || EventKind::Checked { passed });
-        }
-        if passed {
-            endpoint.readmit_now(Return::CheckPassed, now);
-            if news {
-                endpoint.is_back(now);
-            }
-        }
-        if news {
-            self.0.shared.due.request();
-        }
-    }
-
-    /// Members at this moment.
-    pub fn len(&self) -> usize {
-        self.0.view.load().members.len()
-    }
-
-    /// Whether there is nobody to pick.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Every endpoint as it stands at `now`, in the order in which members were given.
-    pub fn status(&self, now: Instant) -> Vec<EndpointStatus<K>> {
-        let (now, view) = (Tick::at(now), self.0.view.load());
-        let called: HashSet<*const Endpoint<K>> =
-            view.slots().map(|s| Arc::as_ptr(&s.endpoint)).collect();
-        let slow = view.config.slow_start.as_ref();
-        let status = |e: &Arc<Endpoint<K>>| {
-            let mut status = e.status(now, slow);
-            if !called.contains(&Arc::as_ptr(e)) {
-                status.state = EndpointState::OutsideSubset;
-                status.weight_now = 0.0;
-            }
-            status
-        };
-        view.members.iter().map(status).collect()
-    }
-
-    /// Ejections so far, and those that `max_ejected` did not allow.
-    pub fn ejections(&self) -> (u64, u64) {
-        let shared = &self.0.shared;
-        let made = shared
-            .ejections
-            .iter()
-            .map(|n| n.load(Ordering::Relaxed))
-            .sum();
-        (made, shared.overflow.load(Ordering::Relaxed))
-    }
-
-    /// Ejections so far, by what they were for.
-    pub fn ejections_by_cause(&self) -> Vec<(Cause, u64)> {
-        let count = |cause: Cause| self.0.shared.ejections[cause as usize].load(Ordering::Relaxed);
-        let all = Cause::ALL.iter();
-        all.map(|&cause| (cause, count(cause))).collect()
-    }
-
-    /// Endpoints that are out at this moment by their results.
-    pub fn ejected(&self) -> u32 {
-        self.0.shared.places.ejected()
-    }
-
-    /// Whether, as of the last look at the endpoints, so many are out that ejections are not
-    /// believed.
-    pub fn panics(&self) -> bool {
-        self.0.view.load().panics().0
-    }
-
-    /// Picks for which there was nobody, so far.
-    pub fn refused(&self) -> u64 {
-        self.0.refused.load(Ordering::Relaxed)
-    }
-
-    /// Picks so far.
-    pub fn picks(&self) -> u64 {
-        self.0.picks.load(Ordering::Relaxed)
-    }
-}
-
-/// Whether a member is still at its place on rings and in subsets.
-fn is_placed<K: Key>(endpoint: &Endpoint<K>, member: &Member<K>) -> bool {
-    let place = member.placed.unwrap_or_else(|| stable_hash(&member.key));
-    endpoint.id == place
 }
 
 /// The refusal where nobody may take a call, and when the next one may.
@@ -530,72 +259,6 @@ fn nobody<K>(view: &View<K>, now: Tick) -> Rejected {
         None => soon,
     };
     Rejected::after(Policy::Balancer, Reason::NoEndpoint, wait)
-}
-
-impl Setup {
-    fn zone(&mut self, locality: &Locality) -> Arc<Zone> {
-        if let Some(zone) = self.zones.get(locality) {
-            return Arc::clone(zone);
-        }
-        let zone = Arc::new(Zone {
-            locality: locality.clone(),
-            ..Zone::default()
-        });
-        self.zones.insert(locality.clone(), Arc::clone(&zone));
-        zone
-    }
-
-    /// Drops the zones that no endpoint, nor any call under way, belongs to.
-    fn forget_zones(&mut self) {
-        self.zones.retain(|_, zone| Arc::strong_count(zone) > 1);
-    }
-}
-
-impl Sweeper {
-    /// Ends the intervals that are over at `now`; the tick at which the next one ends.
-    ///
-    /// Judged as of the end of the first of them, as a timer would have: if nobody came for long,
-    /// an ejection may be over already, and has only made the next one longer.
-    fn sweep<K: Key>(&mut self, view: &View<K>, config: &OutlierConfig, now: Tick) -> u64 {
-        let interval = nanos(config.interval.0).max(1);
-        let began = self.began.filter(|began| !is_astray(began.0, 0, now));
-        let began = *self.began.insert(began.unwrap_or(now));
-        let ended = now.0.saturating_sub(began.0) / interval;
-        if ended == 0 {
-            return began.0.saturating_add(interval);
-        }
-        let last = began.0 + ended * interval;
-        self.began = Some(Tick(last));
-        let slots: Vec<_> = view.slots().collect();
-        let mut samples = Vec::with_capacity(slots.len());
-        for slot in &slots {
-            let endpoint = &slot.endpoint;
-            // Those ends of intervals that it has seen.
-            let since = endpoint.since().0;
-            let missed = since.saturating_sub(began.0) / interval;
-            endpoint.health.forgive(ended.saturating_sub(missed));
-            let (calls, failed) = endpoint.take_interval();
-            let timed = if config.latency.enforce {
-                endpoint.take_latencies(config.latency.quantile.fraction())
-            } else {
-                (0, Duration::ZERO)
-            };
-            samples.push(if endpoint.health.until().is_none() {
-                Sample {
-                    calls,
-                    failed,
-                    timed,
-                }
-            } else {
-                Sample::default()
-            });
-        }
-        let first = Tick(began.0 + interval);
-        for (n, cause) in judge(&samples, config) {
-            slots[n].endpoint.eject(cause, config, first);
-        }
-        last.saturating_add(interval)
-    }
 }
 
 #[cfg(all(test, not(loom)))]

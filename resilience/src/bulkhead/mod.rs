@@ -31,6 +31,7 @@
 mod config;
 mod queue;
 pub(crate) mod slots;
+pub(crate) mod waiter;
 
 use std::{sync::Arc, time::Instant};
 
@@ -40,7 +41,7 @@ use self::slots::{Rules, Slots};
 pub use self::{
     config::{BulkheadConfig, QueueConfig},
     queue::Order,
-    slots::{Entry, Queued, Waiter},
+    waiter::{Entry, Queued, Waiter},
 };
 use crate::{
     config::PolicyError,
@@ -211,7 +212,7 @@ impl Queued for Bulkhead {
         if self.0.slots.try_take().is_some() {
             return Ok(Entry::Admitted(self.taken()));
         }
-        slots::enter(self, &self.0.rules.load(), now)
+        waiter::enter(self, &self.0.rules.load(), now)
     }
 
     const POLICY: Policy = Policy::Bulkhead;

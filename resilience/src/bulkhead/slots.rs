@@ -9,16 +9,13 @@
 //! either came before it, and the newcomer finds the slot, or sees that somebody waits, and hands
 //! the slot over under the queue's lock. There is no third order, so no wake-up can be lost.
 
-use std::{
-    task::{Poll, Waker},
-    time::{Duration, Instant},
-};
+use std::{task::Waker, time::Duration};
 
 use super::queue::{Fate, Order, Queue, Ticket};
 use crate::{
     clock::{Tick, nanos},
     lanes::Line,
-    outcome::{Policy, Reason, Rejected},
+    outcome::Reason,
     sync::{AtomicU32, AtomicU64, Mutex, Ordering},
 };
 
@@ -41,7 +38,7 @@ impl Rules {
 }
 
 /// What comes of asking for a slot.
-enum Entered {
+pub(super) enum Entered {
     Taken,
     Waits(Ticket),
     Refused(Reason),
@@ -156,7 +153,7 @@ impl Slots {
         wake(waker);
     }
 
-    fn enter(&self, rules: &Rules, now: Tick) -> Entered {
+    pub(super) fn enter(&self, rules: &Rules, now: Tick) -> Entered {
         if self.try_take().is_some() {
             return Entered::Taken;
         }
@@ -231,7 +228,7 @@ impl Slots {
         true
     }
 
-    fn fate(&self, ticket: Ticket, waker: &Waker) -> Fate {
+    pub(super) fn fate(&self, ticket: Ticket, waker: &Waker) -> Fate {
         let mut queue = self.queue.lock();
         let fate = queue.fate(ticket);
         let old = match fate {
@@ -243,7 +240,12 @@ impl Slots {
         fate
     }
 
-    fn leave(&self, ticket: Ticket) -> Fate {
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn is_granted(&self, ticket: Ticket) -> bool {
+        self.queue.lock().fate(ticket) == Fate::Granted
+    }
+
+    pub(super) fn leave(&self, ticket: Ticket) -> Fate {
         let mut queue = self.queue.lock();
         let (fate, waker) = queue.leave(ticket);
         if fate == Fate::Waiting {
@@ -262,304 +264,5 @@ fn wake(waker: Option<Waker>) {
     }
 }
 
-/// A handle on a core whose calls may wait for their slots: a
-/// [`Bulkhead`](super::Bulkhead) or an [`AdaptiveLimit`](crate::adaptive::AdaptiveLimit).
-///
-/// Nobody else can implement it: only this crate makes slots.
-pub trait Queued: Clone {
-    /// What a call holds.
-    type Permit;
-
-    /// Asks for a slot, or for a place in the queue.
-    ///
-    /// # Errors
-    /// [`Rejected`] if there is neither.
-    fn acquire(&self, now: Instant) -> Result<Entry<Self>, Rejected>;
-
-    #[doc(hidden)]
-    const POLICY: Policy;
-    #[doc(hidden)]
-    fn slots(&self) -> &Slots;
-    /// Makes the permit of a call that has got its slot.
-    #[doc(hidden)]
-    fn permit(&self, now: Instant) -> Self::Permit;
-    /// Counts a refusal.
-    #[doc(hidden)]
-    fn refused(&self, reason: Reason);
-}
-
-/// Asks for a slot of `core`, or for a place in its queue.
-pub(crate) fn enter<C: Queued>(
-    core: &C,
-    rules: &Rules,
-    now: Instant,
-) -> Result<Entry<C>, Rejected> {
-    let tick = Tick::at(now);
-    match core.slots().enter(rules, tick) {
-        Entered::Taken => Ok(Entry::Admitted(core.permit(now))),
-        Entered::Waits(ticket) => Ok(Entry::Waits(Waiter {
-            core: core.clone(),
-            ticket: Some(ticket),
-            // Further than the clock goes is for ever.
-            deadline: now.checked_add(rules.wait),
-            since: tick,
-        })),
-        Entered::Refused(reason) => Err(refuse(core, reason)),
-    }
-}
-
-fn refuse<C: Queued>(core: &C, reason: Reason) -> Rejected {
-    core.refused(reason);
-    Rejected::new(C::POLICY, reason)
-}
-
-/// Admitted, or to wait.
-#[derive(Debug)]
-pub enum Entry<C: Queued> {
-    /// There was a slot.
-    Admitted(C::Permit),
-    /// There is a place in the queue.
-    Waits(Waiter<C>),
-}
-
-/// A place in the queue. Dropping it leaves the queue; a slot that was granted meanwhile goes on to
-/// the next.
-#[must_use = "a place in the queue that is dropped at once waits for nothing"]
-pub struct Waiter<C: Queued> {
-    core: C,
-    /// `None` once it has left the queue.
-    ticket: Option<Ticket>,
-    deadline: Option<Instant>,
-    since: Tick,
-}
-
-impl<C: Queued> Waiter<C> {
-    /// When waiting ends; `None` is never. Call [`expire`](Self::expire) then.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
-    }
-
-    /// How long it has waited at `now`.
-    pub fn waited(&self, now: Instant) -> Duration {
-        Tick::at(now).since(self.since)
-    }
-
-    #[cfg(all(test, not(loom)))]
-    pub(super) fn is_granted(&self) -> bool {
-        let ticket = self.ticket.expect("has not left the queue yet");
-        self.core.slots().queue.lock().fate(ticket) == Fate::Granted
-    }
-
-    /// The permit, if the slot has been granted; otherwise `waker` is woken when there is news.
-    ///
-    /// # Errors
-    /// [`Rejected`] with [`Reason::QueueFull`] if a newer call took the place.
-    pub fn poll(&mut self, waker: &Waker, now: Instant) -> Poll<Result<C::Permit, Rejected>> {
-        let ticket = self
-            .ticket
-            .expect("a waiter is not polled after it is ready");
-        match self.core.slots().fate(ticket, waker) {
-            Fate::Waiting => Poll::Pending,
-            Fate::Granted | Fate::Displaced => Poll::Ready(self.end(Reason::QueueFull, now)),
-        }
-    }
-
-    /// Leaves the queue because the time is up; with the permit, if it was granted in that moment.
-    ///
-    /// # Errors
-    /// [`Rejected`] with [`Reason::QueueTimeout`].
-    pub fn expire(mut self, now: Instant) -> Result<C::Permit, Rejected> {
-        self.end(Reason::QueueTimeout, now)
-    }
-
-    fn end(&mut self, otherwise: Reason, now: Instant) -> Result<C::Permit, Rejected> {
-        let ticket = self.ticket.take().expect("has not left the queue yet");
-        match self.core.slots().leave(ticket) {
-            Fate::Granted => Ok(self.core.permit(now)),
-            Fate::Displaced => Err(refuse(&self.core, Reason::QueueFull)),
-            Fate::Waiting => Err(refuse(&self.core, otherwise)),
-        }
-    }
-}
-
-impl<C: Queued> Drop for Waiter<C> {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take()
-            && self.core.slots().leave(ticket) == Fate::Granted
-        {
-            self.core.slots().give_back();
-        }
-    }
-}
-
-impl<C: Queued> std::fmt::Debug for Waiter<C> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Waiter")
-            .field("ticket", &self.ticket)
-            .field("deadline", &self.deadline)
-            .finish_non_exhaustive()
-    }
-}
-
 #[cfg(all(test, loom))]
-mod models {
-    //! Loom models of the word and the queue: nobody waits for a slot that is free.
-
-    use std::{sync::Arc, task::Wake};
-
-    use loom::{
-        sync::{Arc as LoomArc, atomic::AtomicBool},
-        thread,
-    };
-
-    use super::*;
-
-    const RULES: Rules = Rules {
-        max: 4,
-        wait: Duration::from_secs(1),
-        order: Order::Fifo,
-        overload_after: Duration::from_secs(1),
-    };
-
-    #[derive(Debug, Clone)]
-    struct Core(Arc<Slots>);
-
-    struct Permit(Core);
-
-    impl Drop for Permit {
-        fn drop(&mut self) {
-            self.0.0.give_back();
-        }
-    }
-
-    impl Queued for Core {
-        type Permit = Permit;
-        const POLICY: Policy = Policy::Bulkhead;
-        fn slots(&self) -> &Slots {
-            &self.0
-        }
-        fn acquire(&self, now: Instant) -> Result<Entry<Self>, Rejected> {
-            enter(self, &RULES, now)
-        }
-        fn permit(&self, _: Instant) -> Permit {
-            Permit(self.clone())
-        }
-        fn refused(&self, _: Reason) {}
-    }
-
-    /// Notes that it was woken.
-    struct Flag(AtomicBool);
-
-    impl Wake for Flag {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-
-    fn core(limit: u32) -> Core {
-        Core(Arc::new(Slots::new(limit)))
-    }
-
-    fn take(core: &Core, now: Instant) -> Permit {
-        match enter(core, &RULES, now) {
-            Ok(Entry::Admitted(permit)) => permit,
-            _ => panic!("there is a free slot"),
-        }
-    }
-
-    /// Asks, polls once if it must wait, and returns whether it has a slot or was not woken yet.
-    fn ask(core: &Core, flag: &Arc<Flag>, now: Instant) -> Result<Permit, Waiter<Core>> {
-        match enter(core, &RULES, now).expect("the queue has room") {
-            Entry::Admitted(permit) => Ok(permit),
-            Entry::Waits(mut waiter) => match waiter.poll(&Waker::from(Arc::clone(flag)), now) {
-                Poll::Ready(permit) => Ok(permit.expect("nobody displaces")),
-                Poll::Pending => Err(waiter),
-            },
-        }
-    }
-
-    #[test]
-    fn a_release_and_an_arrival_never_miss_each_other() {
-        loom::model(|| {
-            let (core, now) = (core(1), Instant::now());
-            let flag = Arc::new(Flag(AtomicBool::new(false)));
-            let permit = take(&core, now);
-            let releaser = thread::spawn(move || drop(permit));
-            let mine = ask(&core, &flag, now);
-            releaser.join().expect("releaser");
-            match mine {
-                Ok(permit) => drop(permit),
-                Err(waiter) => {
-                    let woken = flag.0.load(Ordering::SeqCst);
-                    assert!(woken, "waits for a free slot");
-                    drop(waiter);
-                }
-            }
-            assert_eq!((core.0.held(), core.0.waiting()), (0, 0));
-        });
-    }
-
-    #[test]
-    fn a_waiter_that_leaves_hands_on_what_it_was_granted() {
-        loom::model(|| {
-            let (core, now) = (core(1), Instant::now());
-            let flags: Vec<_> = (0..2)
-                .map(|_| Arc::new(Flag(AtomicBool::new(false))))
-                .collect();
-            let permit = take(&core, now);
-            let Err(first) = ask(&core, &flags[0], now) else {
-                panic!("the slot is taken")
-            };
-            let Err(second) = ask(&core, &flags[1], now) else {
-                panic!("the slot is taken")
-            };
-            let leaver = thread::spawn(move || drop(first));
-            drop(permit);
-            leaver.join().expect("leaver");
-            assert!(
-                flags[1].0.load(Ordering::SeqCst),
-                "the next one is not woken"
-            );
-            drop(second);
-            assert_eq!((core.0.held(), core.0.waiting()), (0, 0));
-        });
-    }
-
-    #[test]
-    fn a_raised_limit_reaches_who_goes_to_wait_in_that_moment() {
-        loom::model(|| {
-            let (core, now) = (core(1), Instant::now());
-            let flag = Arc::new(Flag(AtomicBool::new(false)));
-            let _held = take(&core, now);
-            let raiser = {
-                let core = core.clone();
-                thread::spawn(move || core.0.set_limit(2))
-            };
-            let mine = ask(&core, &flag, now);
-            raiser.join().expect("raiser");
-            assert_eq!(core.0.held(), 2);
-            if mine.is_err() {
-                assert!(flag.0.load(Ordering::SeqCst));
-            }
-        });
-    }
-
-    #[test]
-    fn takers_never_hold_more_than_the_limit() {
-        loom::model(|| {
-            let slots = LoomArc::new(Slots::new(1));
-            let other = {
-                let slots = LoomArc::clone(&slots);
-                thread::spawn(move || slots.try_take().map(|_| slots.give_back()).is_some())
-            };
-            let mine = slots.try_take();
-            if mine.is_some() {
-                assert_eq!(slots.held(), 1);
-                slots.give_back();
-            }
-            let theirs = other.join().expect("other");
-            assert!(theirs || mine.is_some(), "one of two always fits");
-            assert_eq!(slots.held(), 0);
-        });
-    }
-}
+mod models;

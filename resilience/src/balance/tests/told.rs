@@ -1,7 +1,7 @@
 //! What a balancer tells of its endpoints, and when.
 
 use super::*;
-use crate::events::{Event, Events, Subscription};
+use crate::events::{Event, EventKind, Events, Return, Subscription};
 
 fn told(n: u32, outlier: OutlierConfig, now: Instant) -> (Balancer<u32>, Subscription) {
     let events = Events::new();

@@ -4,6 +4,10 @@ use loom::thread;
 
 use super::*;
 use crate::config::Millis;
+use crate::{
+    config::Ratio,
+    outcome::{FailureClass, Outcome},
+};
 
 fn circuit() -> (Arc<Core>, Instant) {
     let config = BreakerConfig {
