@@ -83,7 +83,7 @@ impl Turns {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     fn round(&self, len: usize) -> usize {
         self.0.as_ref().map_or(len, |order| order.len())
     }
