@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// A name that breaks the rules: what it is, and what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a {what}: allowed are {allowed}")]
+#[error("{text:?} is no {what}: allowed are {allowed}")]
 pub struct NameError {
     text: String,
     what: &'static str,

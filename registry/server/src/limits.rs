@@ -11,13 +11,18 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use selvedge_registry::{InstanceId, ServiceName};
 use selvedge_resilience::{
     config::{PolicyError, Rate},
     rate_limit::RateLimit,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::server::Caps;
+use crate::{
+    auth::Caller,
+    catalogue::Catalogue,
+    server::{Caps, Refused},
+};
 
 /// `[limits]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +69,7 @@ impl LimitsConfig {
     /// What the catalogue itself enforces.
     pub fn caps(&self) -> Caps {
         Caps {
+            services: self.services,
             per_service: self.instances_per_service,
             total: self.instances,
         }
@@ -89,6 +95,35 @@ impl LimitsConfig {
         }
         Ok(())
     }
+}
+
+/// Whether `caller`'s services may have one instance more, if `id` of `service` is one. Two servers
+/// may each let the last one in: a limit that held to the last one would need them to ask each
+/// other.
+///
+/// # Errors
+/// [`Refused::Limit`].
+pub(crate) fn has_quota(
+    caller: &Caller,
+    catalogue: &Catalogue,
+    (service, id): (&ServiceName, &InstanceId),
+) -> Result<(), Refused> {
+    let Some((patterns, limit)) = caller.quota() else {
+        return Ok(());
+    };
+    if catalogue.live_record(service, id).is_some() {
+        return Ok(());
+    }
+    let list = catalogue.list().services;
+    let mine = list
+        .iter()
+        .filter(|s| patterns.iter().any(|p| p.fits(&s.name)));
+    let there: usize = mine.map(|service| service.instances).sum();
+    if there >= limit {
+        let what = "instances of this client's services";
+        return Err(Refused::Limit { what, limit });
+    }
+    Ok(())
 }
 
 /// Clients whose rate is known. Beyond, those that have not asked for longest make room.

@@ -128,8 +128,28 @@ async fn what_is_wrong_is_refused_with_a_problem_that_says_what_is_allowed() {
             400,
             "resume token",
         ),
-        ("GET", "/v9/services", "", 404, ""),
-        ("POST", "/v1/services", "", 405, ""),
+        (
+            "GET",
+            "/v9/services",
+            "",
+            404,
+            "GET /v9/services: the paths",
+        ),
+        (
+            "POST",
+            "/v1/services",
+            "",
+            405,
+            "POST /v1/services: allowed are GET, HEAD",
+        ),
+        (
+            "PATCH",
+            path,
+            "",
+            405,
+            "PATCH /v1/services/orders/instances/i1: allowed are PUT, DELETE, GET, HEAD",
+        ),
+        ("PATCH", "/eureka/apps", "", 405, "allowed are GET, HEAD"),
     ];
     for (method, path, body, want, hint) in cases {
         let (status, answer) = ask(&server, method, path, body).await;

@@ -192,6 +192,52 @@ async fn there_is_room_for_so_many_and_no_more() {
     }
 }
 
+#[tokio::test]
+async fn every_dialect_is_held_to_the_same_rights_and_limits() {
+    let mut config = secured("n1", &[]);
+    config.limits.services = 3;
+    let server = serving(&config).await;
+    let register = |app: &str, id: &str| {
+        format!(
+            r#"{{"instance":{{"instanceId":"{id}","hostName":"h","app":"{app}","ipAddr":"10.0.0.1",
+                "port":{{"$":80}},"dataCenterInfo":{{"name":"MyOwn"}}}}}}"#
+        )
+    };
+    // `orders-team` may register `orders` and `shop-*`, two instances in all.
+    for (token, app, id, want, name) in [
+        (
+            ORDERS,
+            "SHOP_CART",
+            "h:1",
+            204,
+            "an application whose service is its",
+        ),
+        (ORDERS, "shop_cart", "h:1", 204, "the same again"),
+        (ORDERS, "PAYMENTS", "h:1", 403, "another's"),
+        (ORDERS, "ORDERS_2", "h:1", 403, "no name of its service"),
+        (READ, "ORDERS", "h:1", 403, "who may only read"),
+        (ORDERS, "ORDERS", "h:1", 204, "its second instance"),
+        (ORDERS, "ORDERS", "h:2", 503, "one more than it may have"),
+        (ORDERS, "ORDERS", "h:1", 204, "which it has already"),
+        (OPERATE, "ORDERS", "h:3", 204, "by another's right"),
+        (OPERATE, "A", "h:1", 204, "the third service"),
+        (OPERATE, "B", "h:1", 503, "a service more than there may be"),
+    ] {
+        let path = format!("/eureka/apps/{app}");
+        let answer = by(token, &server, ("POST", &path), &register(app, id)).await;
+        assert_eq!(answer.status, want, "{name}: {answer:?}");
+    }
+    let heartbeat = ("PUT", "/eureka/apps/SHOP_CART/h%3A1?status=UP");
+    assert_eq!(by(ORDERS, &server, heartbeat, "").await.status, 200);
+    let batch = r#"{"replicationList":[
+        {"appName":"B","id":"h:1","action":"Register","instanceInfo":{"instanceId":"h:1","hostName":"h",
+         "app":"B","ipAddr":"10.0.0.1","port":{"$":80},"dataCenterInfo":{"name":"MyOwn"}}}]}"#;
+    let path = ("POST", "/eureka/peerreplication/batch/");
+    assert_eq!(by(ORDERS, &server, path, batch).await.status, 403);
+    let answer = by(OPERATE, &server, path, batch).await.json();
+    assert_eq!(answer["responseList"][0]["statusCode"], 503, "{answer}");
+}
+
 /// An authority and what it has signed, as files.
 struct Authority {
     dir: tempfile::TempDir,
@@ -391,6 +437,26 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
     .await;
     by(READ, &server, ("DELETE", path), "").await;
     by(OPERATE, &server, ("PUT", "/v1/policies/orders"), "{}").await;
+    let in_eureka = r#"{"instance":{"instanceId":"h:1","hostName":"h","app":"SHOP_CART",
+        "ipAddr":"10.0.0.1","port":{"$":80},"dataCenterInfo":{"name":"MyOwn"}}}"#;
+    let cart = "/eureka/apps/SHOP_CART";
+    let of = |rest: &str| format!("{cart}/h:1{rest}");
+    by(ORDERS, &server, ("POST", cart), in_eureka).await;
+    by(ORDERS, &server, ("PUT", &of("")), "").await;
+    by(ORDERS, &server, ("PUT", &of("/metadata?shard=7")), "").await;
+    by(OPERATE, &server, ("PUT", &of("/status?value=DOWN")), "").await;
+    by(OPERATE, &server, ("DELETE", &of("/status?value=UP")), "").await;
+    by(ORDERS, &server, ("DELETE", &of("/status")), "").await;
+    by(ORDERS, &server, ("DELETE", &of("")), "").await;
+    by(ORDERS, &server, ("DELETE", &of("")), "").await;
+    let batch = r#"{"replicationList":[
+        {"appName":"A","id":"h","action":"Register","instanceInfo":{"instanceId":"h","hostName":"h",
+         "app":"A","ipAddr":"10.0.0.1","port":{"$":80},"dataCenterInfo":{"name":"MyOwn"}}},
+        {"appName":"A","id":"h","action":"Heartbeat"},
+        {"appName":"A","id":"h","action":"StatusUpdate","status":"DOWN"},
+        {"appName":"A","id":"h","action":"Cancel"}]}"#;
+    let path = "/eureka/peerreplication/batch/";
+    by(OPERATE, &server, ("POST", path), batch).await;
     let text = String::from_utf8(lines.0.lock().expect("lines").clone()).expect("UTF-8");
     let audit: Vec<serde_json::Value> = text
         .lines()
@@ -414,6 +480,16 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
         "orders-team register orders/i1 200",
         "reader refused /v1/services/orders/instances/i1 403",
         "operator policy orders 201",
+        "orders-team register shop-cart/h:1 200",
+        "orders-team metadata shop-cart/h:1 200",
+        "operator override shop-cart/h:1 200",
+        "operator override-drop shop-cart/h:1 200",
+        "orders-team refused /eureka/apps/SHOP_CART/h:1/status 403",
+        "orders-team deregister shop-cart/h:1 200",
+        "orders-team deregister shop-cart/h:1 404",
+        "operator register a/h 200",
+        "operator override a/h 200",
+        "operator deregister a/h 200",
     ];
     assert_eq!(told, want);
     let dump = serde_json::to_string(&config).expect("json");

@@ -14,7 +14,7 @@ use axum::{
 use selvedge_registry::ServiceName;
 
 use super::{Api, Peer, refusal::Refusal};
-use crate::audit::Who;
+use crate::{audit::Who, eureka};
 
 /// What it takes to be answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,18 +51,21 @@ pub(super) fn need(method: &Method, path: &str) -> (Need, bool) {
         ["v1", ..] => (Need::Operate, false),
         // Eureka's dialect, under any of its prefixes.
         _ if reads => (Need::Read, false),
-        _ => match parts.iter().position(|part| *part == "apps") {
-            Some(at) => {
-                let app = parts.get(at + 1).copied().unwrap_or_default();
-                let heartbeat = *method == Method::PUT && parts.len() == at + 3;
-                // An override is an operator's word in that dialect as well.
-                match parts.last() {
-                    Some(&"status") if parts.len() == at + 4 => (Need::Operate, false),
-                    _ => (of(&app.to_ascii_lowercase()), heartbeat),
-                }
-            }
-            None => (Need::Operate, false),
-        },
+        _ => need_of_eureka(method, path),
+    }
+}
+
+/// The same of a write in Eureka's dialect. Its router reads paths and names by the same functions,
+/// so the service that is looked at here is the one that is changed there, however it is written.
+fn need_of_eureka(method: &Method, path: &str) -> (Need, bool) {
+    let parts = eureka::segments(path).unwrap_or_default();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    match parts.as_slice() {
+        // An override is an operator's word in that dialect as well.
+        ["apps", _, _, "status"] => (Need::Operate, false),
+        ["apps", app, _] => (Need::Register(eureka::service(app)), *method == Method::PUT),
+        ["apps", app, ..] => (Need::Register(eureka::service(app)), false),
+        _ => (Need::Operate, false),
     }
 }
 
@@ -179,6 +182,7 @@ mod tests {
     #[test]
     fn every_path_needs_what_the_table_says() {
         let orders = Need::Register(ServiceName::new("orders").expect("name"));
+        let cart = Need::Register(ServiceName::new("shop-cart").expect("name"));
         let instance = "/v1/services/orders/instances/i1";
         for (method, path, want, renewal) in [
             ("GET", "/v1/openapi.json", Need::Open, false),
@@ -226,7 +230,20 @@ mod tests {
             ("POST", "/eureka/apps/ORDERS", orders.clone(), false),
             ("PUT", "/eureka/apps/ORDERS/i1", orders.clone(), true),
             ("PUT", "/v2/apps/orders/i1/status", Need::Operate, false),
-            ("PUT", "/v2/apps/orders/i1/metadata", orders, false),
+            ("PUT", "/v2/apps/orders/i1/metadata", orders.clone(), false),
+            // Names that are no service's as they stand, and what Python encodes.
+            ("POST", "/eureka/apps/SHOP_CART", cart.clone(), false),
+            (
+                "PUT",
+                "//eureka//apps/Shop.Cart/h%3A80/",
+                cart.clone(),
+                true,
+            ),
+            ("DELETE", "/eureka/v2/apps/shop%5Fcart/h:80", cart, false),
+            ("POST", "/EUREKA/apps/%4frders", orders, false),
+            ("POST", "/eureka/apps/%ff", Need::Operate, false),
+            ("POST", "/eureka/apps", Need::Operate, false),
+            ("PUT", "/apps/ORDERS/i1", Need::Operate, false),
             (
                 "POST",
                 "/eureka/peerreplication/batch/",

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     audit::Who,
+    limits::has_quota,
     server::{Edit, Origin, Refused},
 };
 
@@ -45,44 +46,18 @@ pub(super) async fn register(
     Document(request): Document<RegisterRequest>,
 ) -> Result<Json<InstanceRecord>, Refusal> {
     request.validate().map_err(Refusal::bad)?;
-    let result = has_room(&api, &who, &service, &id).and_then(|()| {
-        let origin = Origin {
-            by: who.caller.name().clone(),
-            ..Origin::v1()
-        };
-        api.shared
-            .register(service.clone(), id.clone(), request, origin)
-            .map_err(|refused| Refusal::of(&refused, &service, &id))
-    });
-    audited(&who, "register", (&service, &id), result).map(Json)
-}
-
-/// What the catalogue's own caps do not say: how many services there may be, and how many
-/// instances this client's services may have. Two servers may each let the last one in: a limit
-/// that held to the last one would need them to ask each other.
-fn has_room(api: &Api, who: &Who, service: &ServiceName, id: &InstanceId) -> Result<(), Refusal> {
     let catalogue = api.shared.catalogue();
-    if catalogue.live_record(service, id).is_some() {
-        return Ok(());
-    }
-    if catalogue.count(service).0 == 0 {
-        let most = api.limits.services;
-        if catalogue.services_len() >= most {
-            return Err(Refusal::full("services", most));
-        }
-    }
-    if let Some((patterns, most)) = who.caller.quota() {
-        let list = catalogue.list().services;
-        let mine = list
-            .iter()
-            .filter(|s| patterns.iter().any(|p| p.fits(&s.name)));
-        let there: usize = mine.map(|service| service.instances).sum();
-        if there >= most {
-            let what = format!("instances of {}'s services", who.caller.name());
-            return Err(Refusal::full(&what, most));
-        }
-    }
-    Ok(())
+    let result = has_quota(&who.caller, &catalogue, (&service, &id))
+        .and_then(|()| {
+            let origin = Origin {
+                by: who.caller.name().clone(),
+                ..Origin::v1()
+            };
+            api.shared
+                .register(service.clone(), id.clone(), request, origin)
+        })
+        .map_err(|refused| Refusal::of(&refused, &service, &id));
+    audited(&who, "register", (&service, &id), result).map(Json)
 }
 
 pub(super) async fn renew(

@@ -195,14 +195,7 @@ pub(crate) fn router(api: Arc<Api>, dialects: Router) -> Router {
         .with_state(Arc::clone(&api))
         .merge(replicate::router(Arc::clone(&api.shared)))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .fallback(|| async {
-            let title = "there is no such path in the v1 API";
-            Refusal::new(StatusCode::NOT_FOUND, "no-such-path", title)
-        })
-        .method_not_allowed_fallback(|| async {
-            let title = "this path does not take this method";
-            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", title)
-        });
+        .fallback(refusal::no_such_path);
     v1.merge(dialects)
         .layer(middleware::from_fn_with_state(api, guard::guard))
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Path, Request},
-    http::{HeaderName, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -167,7 +167,8 @@ pub(super) fn object<T: DeserializeOwned + Serialize>(body: &[u8]) -> Result<T, 
             }
             let path = error.path().to_string();
             let at = match path.as_str() {
-                "." => String::new(),
+                // What is no JSON at all has no place in it.
+                "." | "?" => String::new(),
                 path => format!("{path}: "),
             };
             return Err(Refusal::bad(format!("{at}{}", error.inner())));
@@ -246,6 +247,40 @@ pub(super) fn too_large() -> Refusal {
         selvedge_registry::wire::MAX_BODY,
         super::MAX_BATCH_BODY
     ))
+}
+
+/// For every path that is nobody's.
+pub(super) async fn no_such_path(method: Method, uri: Uri) -> Refusal {
+    let title = "there is no such path in the v1 API";
+    let path = shown(&uri);
+    Refusal::not_found(
+        "no-such-path",
+        title,
+        format!("{method} {path}: the paths that there are stand in /v1/openapi.json"),
+    )
+}
+
+/// Makes a problem of the answer to a method that the path does not take: the router says which it
+/// takes in a header, after every layer.
+pub(super) fn name_methods((method, uri): (Method, Uri), response: Response) -> Response {
+    if response.status() != StatusCode::METHOD_NOT_ALLOWED {
+        return response;
+    }
+    let Some(allow) = response.headers().get(header::ALLOW).cloned() else {
+        return response;
+    };
+    let allowed = allow.to_str().unwrap_or_default().replace(',', ", ");
+    let title = "this path does not take this method";
+    let path = shown(&uri);
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", title)
+        .detail(format!("{method} {path}: allowed are {allowed}"))
+        .header(header::ALLOW, allow)
+        .into_response()
+}
+
+/// What somebody asked for, short enough for an answer.
+fn shown(uri: &Uri) -> String {
+    uri.path().chars().take(200).collect()
 }
 
 /// The service in a path, checked.

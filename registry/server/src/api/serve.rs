@@ -1,8 +1,8 @@
 //! Connections: how many, in clear or TLS, HTTP/1.1 or HTTP/2, and how they end.
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, http::Request};
+use axum::{Router, body::Body, http::Request, response::Response};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -16,7 +16,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use super::{Api, Peer, router};
+use super::{Api, Peer, refusal::name_methods, router};
 use crate::tls::{self, Acceptor};
 
 /// A client that does not finish its handshake holds a place for this long. Source: nginx's
@@ -167,9 +167,8 @@ impl Connection {
     }
 }
 
-fn answer(
-    router: Router,
-    request: Request<Body>,
-) -> impl Future<Output = Result<axum::response::Response, Infallible>> {
-    router.oneshot(request)
+async fn answer(router: Router, request: Request<Body>) -> Result<Response, Infallible> {
+    let asked = (request.method().clone(), request.uri().clone());
+    let response = router.oneshot(request).await?;
+    Ok(name_methods(asked, response))
 }

@@ -6,10 +6,13 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Eureka, json,
+    Eureka,
+    asked::Asker,
+    json,
     model::{self, Fields, Instance, status_of},
     ops::{Done, Named, Via},
 };
+use crate::audit::Who;
 
 /// Items that one batch may have. Source: Eureka sends 250.
 const MAX_ITEMS: usize = 2000;
@@ -52,7 +55,7 @@ impl Action {
 ///
 /// # Errors
 /// What is wrong with the whole of it.
-pub(crate) fn apply(eureka: &Eureka, document: &Value) -> Result<Vec<u8>, String> {
+pub(super) fn apply(eureka: &Eureka, who: &Who, document: &Value) -> Result<Vec<u8>, String> {
     let single;
     let items = match document.get("replicationList") {
         Some(Value::Array(items)) => items,
@@ -66,13 +69,13 @@ pub(crate) fn apply(eureka: &Eureka, document: &Value) -> Result<Vec<u8>, String
         let n = items.len();
         return Err(format!("{n} items in a batch: at most {MAX_ITEMS}"));
     }
-    let answers = items.iter().map(|item| answer(&one(eureka, item)));
+    let answers = items.iter().map(|item| answer(&one(eureka, who, item)));
     let mut document = Map::new();
     document.insert("responseList".to_owned(), answers.collect());
     Ok(Value::Object(document).to_string().into_bytes())
 }
 
-fn one(eureka: &Eureka, item: &Value) -> Done {
+fn one(eureka: &Eureka, who: &Who, item: &Value) -> Done {
     let Value::Object(object) = item else {
         return Done::BadWord;
     };
@@ -88,14 +91,18 @@ fn one(eureka: &Eureka, item: &Value) -> Done {
     let dirty = fields.number("lastDirtyTimestamp");
     let word = |name: &str| fields.text(name).and_then(|word| status_of(&word));
     let key = (named.service.clone(), named.id.clone());
+    let asker = Asker {
+        who,
+        via: Via::Peer,
+    };
     if action == Action::Register {
         return match object.get("instanceInfo").map(model::read) {
-            Some(Ok(instance)) => eureka.register(&app, &instance, Via::Peer),
+            Some(Ok(instance)) => asker.register(eureka, &app, &instance),
             Some(Err(why)) => Done::Bad(why),
             None => Done::BadWord,
         };
     }
-    eureka.told_by(Via::Peer, key, || match action {
+    let done = eureka.told_by(Via::Peer, key, || match action {
         Action::Heartbeat => eureka.heartbeat(&named, dirty, Via::Peer),
         Action::Cancel => eureka.cancel(&named),
         Action::StatusUpdate => match word("status") {
@@ -107,7 +114,13 @@ fn one(eureka: &Eureka, item: &Value) -> Done {
             eureka.drop_status(&named, after, dirty)
         }
         Action::Register => Done::BadWord,
-    })
+    });
+    match action {
+        Action::Heartbeat | Action::Register => done,
+        Action::Cancel => asker.audited("deregister", &named, done),
+        Action::StatusUpdate => asker.audited("override", &named, done),
+        Action::DeleteStatusOverride => asker.audited("override-drop", &named, done),
+    }
 }
 
 fn answer(done: &Done) -> Value {

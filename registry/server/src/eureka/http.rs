@@ -16,12 +16,14 @@ use serde_json::Value;
 use super::{
     Eureka,
     answer::{Wants, empty, text},
+    asked::Asker,
     batch,
     model::{self, Application, Applications, status_name, status_of},
     ops::{Done, Named, Via},
     request::{self, query, segments, value_of},
     view::{self, Asked},
 };
+use crate::audit::Who;
 
 /// Bytes of a batch between servers: 250 items of 16 KiB.
 const MAX_BATCH: usize = 4 << 20;
@@ -49,9 +51,14 @@ async fn serve(State(eureka): State<Arc<Eureka>>, request: Request) -> Response 
     };
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let query = query(parts.uri.query());
+    // The guard has put it there.
+    let Some(who) = parts.extensions.get::<Who>() else {
+        return empty(StatusCode::INTERNAL_SERVER_ERROR);
+    };
     let wants = Wants::of(&parts.headers);
     let call = Call {
         eureka: &eureka,
+        who,
         wants,
         query: &query,
         from: Eureka::origin(&parts.headers),
@@ -62,12 +69,32 @@ async fn serve(State(eureka): State<Arc<Eureka>>, request: Request) -> Response 
         Method::POST => call.post(&path, body).await,
         Method::PUT => call.put(&path).await,
         Method::DELETE => call.delete(&path),
-        _ => empty(StatusCode::METHOD_NOT_ALLOWED),
+        _ => {
+            let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
+            let allow = http::HeaderValue::from_static("GET,HEAD,POST,PUT,DELETE");
+            response.headers_mut().insert(http::header::ALLOW, allow);
+            response
+        }
     }
+}
+
+/// A path that is none of Eureka's. (What is not registered has no body: clients rely on it.)
+fn no_such_path(method: &str, path: &[&str]) -> Response {
+    let path: String = path.join("/").chars().take(200).collect();
+    text(
+        StatusCode::NOT_FOUND,
+        format!(
+            "no such path: {method} /{path}; there are GET /apps, /apps/delta, /apps/APP, \
+             /apps/APP/ID, /instances/ID, /vips/VIP, /svips/VIP, /status, \
+             /serverinfo/statusoverrides; POST /apps/APP, /peerreplication/batch; PUT and DELETE \
+             /apps/APP/ID, /apps/APP/ID/status; PUT /apps/APP/ID/metadata"
+        ),
+    )
 }
 
 struct Call<'a> {
     eureka: &'a Arc<Eureka>,
+    who: &'a Who,
     wants: Wants,
     query: &'a [(String, String)],
     from: Via,
@@ -86,7 +113,7 @@ impl Call<'_> {
             ["apps"] | ["apps" | "instances" | "vips" | "svips", _] | ["apps", _, _]
         );
         if !known {
-            return empty(StatusCode::NOT_FOUND);
+            return no_such_path("GET", path);
         }
         if !self.eureka.is_ready() {
             return empty(StatusCode::FORBIDDEN);
@@ -204,8 +231,8 @@ impl Call<'_> {
                 };
                 match model::read(&document) {
                     Ok(instance) => self
-                        .eureka
-                        .register(app, &instance, self.from)
+                        .asker()
+                        .register(self.eureka, app, &instance)
                         .respond(self.wants, StatusCode::NO_CONTENT),
                     Err(why) => text(StatusCode::BAD_REQUEST, why),
                 }
@@ -215,7 +242,7 @@ impl Call<'_> {
                     Ok(document) => document,
                     Err(refusal) => return refusal,
                 };
-                match batch::apply(self.eureka, &document) {
+                match batch::apply(self.eureka, self.who, &document) {
                     Ok(answer) => {
                         let json = Wants {
                             json: true,
@@ -226,13 +253,26 @@ impl Call<'_> {
                     Err(why) => text(StatusCode::BAD_REQUEST, why),
                 }
             }
-            _ => empty(StatusCode::NOT_FOUND),
+            _ => no_such_path("POST", path),
+        }
+    }
+
+    fn asker(&self) -> Asker<'_> {
+        Asker {
+            who: self.who,
+            via: self.from,
         }
     }
 
     fn by(&self, named: &Named, apply: impl FnOnce() -> Done) -> Done {
         let key = (named.service.clone(), named.id.clone());
         self.eureka.told_by(self.from, key, apply)
+    }
+
+    /// The same of what is a write: renewals are none.
+    fn write(&self, action: &'static str, named: &Named, apply: impl FnOnce() -> Done) -> Done {
+        let done = self.by(named, apply);
+        self.asker().audited(action, named, done)
     }
 
     async fn put(&self, path: &[&str]) -> Response {
@@ -253,19 +293,20 @@ impl Call<'_> {
                     (None, _) => Done::Unknown,
                     (Some(named), _) if self.eureka.find(&named).is_none() => Done::Unknown,
                     (_, None) => Done::BadWord,
-                    (Some(named), Some(word)) => {
-                        self.by(&named, || self.eureka.set_status(&named, word, dirty))
-                    }
+                    (Some(named), Some(word)) => self.write("override", &named, || {
+                        self.eureka.set_status(&named, word, dirty)
+                    }),
                 }
             }
             ["apps", app, id, "metadata"] => match Named::new(app, id) {
                 Some(named) => {
                     let pairs = self.query.to_vec();
-                    self.eureka.merge_metadata(&named, pairs, self.from).await
+                    let done = self.eureka.merge_metadata(&named, pairs, self.from).await;
+                    self.asker().audited("metadata", &named, done)
                 }
                 None => Done::Unknown,
             },
-            _ => return empty(StatusCode::NOT_FOUND),
+            _ => return no_such_path("PUT", path),
         };
         done.respond(self.wants, StatusCode::OK)
     }
@@ -275,7 +316,7 @@ impl Call<'_> {
         let dirty = dirty.and_then(|text| text.parse().ok());
         let done = match path {
             ["apps", app, id] => match Named::new(app, id) {
-                Some(named) => self.by(&named, || self.eureka.cancel(&named)),
+                Some(named) => self.write("deregister", &named, || self.eureka.cancel(&named)),
                 None => Done::Unknown,
             },
             ["apps", app, id, "status"] => {
@@ -287,12 +328,12 @@ impl Call<'_> {
                 match (Named::new(app, id), after) {
                     (None, _) => Done::Unknown,
                     (_, None) => Done::BadWord,
-                    (Some(named), Some(after)) => {
-                        self.by(&named, || self.eureka.drop_status(&named, after, dirty))
-                    }
+                    (Some(named), Some(after)) => self.write("override-drop", &named, || {
+                        self.eureka.drop_status(&named, after, dirty)
+                    }),
                 }
             }
-            _ => return empty(StatusCode::NOT_FOUND),
+            _ => return no_such_path("DELETE", path),
         };
         done.respond(self.wants, StatusCode::OK)
     }

@@ -29,6 +29,7 @@
 //! py-eureka-client 0.13.3 were seen to send and need.
 
 mod answer;
+mod asked;
 mod batch;
 mod config;
 mod feed;
@@ -65,6 +66,7 @@ use self::{
     peers::Peers,
     view::{Answers, Asked, Of},
 };
+pub(crate) use self::{names::service, request::segments};
 use crate::{catalogue::Catalogue, server::Shared};
 
 /// The name of what is kept beside a record.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{answer::text, xml};
 
 /// The parts of a path after its prefix: without empty ones, decoded.
-pub(super) fn segments(path: &str) -> Option<Vec<String>> {
+pub(crate) fn segments(path: &str) -> Option<Vec<String>> {
     let mut parts = path.split('/').filter(|part| !part.is_empty()).peekable();
     let mut is = |word: &str| {
         parts

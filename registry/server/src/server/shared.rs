@@ -52,6 +52,8 @@ pub enum Refused {
 /// How many there may be. Source: `reliability.md` §4.8 for instances of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caps {
+    /// Services that have instances.
+    pub services: usize,
     /// Instances of one service.
     pub per_service: usize,
     /// Instances in all.
@@ -61,6 +63,7 @@ pub struct Caps {
 impl Default for Caps {
     fn default() -> Self {
         Self {
+            services: 40_000,
             per_service: 10_000,
             total: 2_000_000,
         }

@@ -89,12 +89,15 @@ impl Shared {
     fn has_room(&self, state: &State, service: &ServiceName) -> Result<(), Refused> {
         let caps = **self.caps.load();
         let catalogue = state.store.catalogue();
+        let there = catalogue.count(service).0;
+        if there == 0 && catalogue.services_len() >= caps.services {
+            return Err(Refused::Limit {
+                what: "services",
+                limit: caps.services,
+            });
+        }
         for (what, there, limit) in [
-            (
-                "instances of a service",
-                catalogue.count(service).0,
-                caps.per_service,
-            ),
+            ("instances of a service", there, caps.per_service),
             ("instances", catalogue.len(), caps.total),
         ] {
             if there >= limit {
