@@ -4,9 +4,10 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
-use http::{Request, Response};
+use http::{Extensions, HeaderMap, Request, Response};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -17,6 +18,18 @@ use crate::{
     expired::ExpiredFilter,
     outcome::Rejected,
 };
+
+/// When a call must be over: its extension says, else its headers, counted from `now`.
+pub(super) fn deadline_of(
+    extensions: &Extensions,
+    headers: &HeaderMap,
+    now: Instant,
+) -> Option<Deadline> {
+    match extensions.get::<Deadline>() {
+        Some(deadline) => Some(*deadline),
+        None => Deadline::after(now, deadline::extract(headers)?),
+    }
+}
 
 /// Refuses requests whose deadline has passed. All services made by one layer share the account.
 ///

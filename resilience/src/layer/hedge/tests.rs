@@ -21,8 +21,9 @@ use crate::{
     Reason,
     bulkhead::Bulkhead,
     config::Millis,
+    context::{Deadline, deadline},
     layer::{BulkheadLayer, Error, RetryLayer, TimeoutLayer},
-    outcome::Rejected,
+    outcome::{Policy, Rejected},
     retry::{Idempotent, RetryConfig},
 };
 

@@ -1,6 +1,6 @@
 //! Retries over scripted callees, in paused time.
 
-use std::{collections::VecDeque, convert::Infallible};
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method};
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -8,7 +8,10 @@ use parking_lot::Mutex;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
-use crate::{breaker::CircuitBreaker, bulkhead::Bulkhead, layer::BulkheadLayer, retry::Idempotent};
+use crate::{
+    breaker::CircuitBreaker, bulkhead::Bulkhead, context::Deadline, layer::BulkheadLayer,
+    retry::Idempotent, sync::AtomicU64,
+};
 
 type Frames = Vec<Result<http_body::Frame<Bytes>, Infallible>>;
 type Reply =
