@@ -240,7 +240,7 @@ impl AdaptiveLimit {
             epoch: self.0.epoch.load(Ordering::Acquire),
             core: self.0.lend(Lane::here()),
             share,
-            started: Tick::at(now),
+            started: now,
             in_flight,
         }
     }
@@ -443,12 +443,12 @@ impl Core {
         }
     }
 
-    fn complete(&self, permit: &Permit, outcome: Outcome, now: Tick) {
+    fn complete(&self, permit: &Permit, outcome: Outcome, now: Instant) {
         if permit.epoch != self.epoch.load(Ordering::Acquire) {
             self.stale.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let rtt = now.0.saturating_sub(permit.started.0);
+        let rtt = nanos(now.saturating_duration_since(permit.started));
         let late = rtt > self.drop_after.load(Ordering::Relaxed);
         let dropped = match outcome {
             _ if late => true,
@@ -467,8 +467,11 @@ impl Core {
         } else {
             self.sampler.add(rtt, permit.in_flight)
         };
-        if seen >= self.needed.load(Ordering::Relaxed) && self.window_ends.is_now(now) {
-            self.close_window(permit.epoch, now);
+        if seen >= self.needed.load(Ordering::Relaxed) {
+            let now = Tick::at(now);
+            if self.window_ends.is_now(now) {
+                self.close_window(permit.epoch, now);
+            }
         }
     }
 
@@ -497,7 +500,7 @@ impl Core {
 pub struct Permit {
     core: Lent<Core>,
     share: Option<Arc<Share>>,
-    started: Tick,
+    started: Instant,
     in_flight: u32,
     epoch: u32,
 }
@@ -505,7 +508,7 @@ pub struct Permit {
 impl Permit {
     /// Ends the call with its result.
     pub fn complete(self, outcome: Outcome, now: Instant) {
-        self.core.complete(&self, outcome, Tick::at(now));
+        self.core.complete(&self, outcome, now);
     }
 }
 
