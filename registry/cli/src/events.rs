@@ -105,14 +105,15 @@ pub(crate) async fn run(printer: Printer, order: &Events) -> Result<(), Failure>
         return Err(failure);
     }
     let follows = order.follow;
-    if printer.0 == Output::Table && (!follows || !lines.is_empty()) {
+    let shows = printer.0 == Output::Table && (!follows || !lines.is_empty());
+    if shows {
         printer.show(&lines)?;
     }
     if !follows {
         return Ok(());
     }
     tokio::select! {
-        failed = follow(printer, order, ports, lines) => failed,
+        failed = follow(printer, order, ports, (lines, shows)) => failed,
         stopped = tokio::signal::ctrl_c() => stopped.map_err(|source| Failure::System {
             what: "wait for Ctrl-C".to_owned(),
             source,
@@ -120,11 +121,12 @@ pub(crate) async fn run(printer: Printer, order: &Events) -> Result<(), Failure>
     }
 }
 
+/// What comes; the columns are named with the first lines, unless they have been (`named`).
 async fn follow(
     printer: Printer,
     order: &Events,
     mut ports: Vec<Port<'_>>,
-    mut lines: Lines,
+    (mut lines, mut named): (Lines, bool),
 ) -> Result<(), Failure> {
     loop {
         sleep(PAUSE).await;
@@ -140,7 +142,11 @@ async fn follow(
             }
         }
         if printer.0 == Output::Table && !lines.is_empty() {
-            Printer::text(&lines.without_columns())?;
+            if std::mem::replace(&mut named, true) {
+                Printer::text(&lines.without_columns())?;
+            } else {
+                printer.show(&lines)?;
+            }
         }
     }
 }

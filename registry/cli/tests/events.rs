@@ -13,6 +13,7 @@ use selvedge_resilience::TrafficPolicy;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
+    sync::Notify,
     task::JoinHandle,
 };
 
@@ -25,6 +26,8 @@ const NO_REGISTRY: &str = "http://127.0.0.1:1";
 struct Node {
     addr: SocketAddr,
     metrics: ProxyMetrics,
+    /// Told of each answer.
+    answered: Arc<Notify>,
     served: JoinHandle<()>,
 }
 
@@ -34,8 +37,12 @@ impl Node {
         let admin = Admin::default();
         let metrics = ProxyMetrics::new(&admin.metrics);
         let shown = metrics.clone();
+        let answered = Arc::new(Notify::new());
+        let told = Arc::clone(&answered);
         let events = move |query: Query<Vec<(String, String)>>, headers: HeaderMap| async move {
-            shown.events(query.0, &headers).map(Body::new)
+            let answer = shown.events(query.0, &headers).map(Body::new);
+            told.notify_one();
+            answer
         };
         let extra = Router::new().route("/events", get(events));
         let router = admin.router(&AdminConfig::default(), || Value::Null, extra);
@@ -50,6 +57,7 @@ impl Node {
         Self {
             addr,
             metrics,
+            answered,
             served,
         }
     }
@@ -167,5 +175,27 @@ async fn who_follows_is_told_what_comes_and_that_a_process_is_another() {
         line.expect("in time").expect("read").expect("a line")
     };
     while !anew().await.contains("has been started anew") {}
+    child.kill().await.expect("killed");
+}
+
+#[tokio::test]
+async fn who_follows_before_anything_has_happened_reads_what_the_columns_are() {
+    let node = Node::start(None);
+    let mut child = command(NO_REGISTRY, &["events", "--follow", &node.url()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("spawns");
+    let mut said = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let patience = std::time::Duration::from_secs(30);
+    let mut next = async || {
+        let line = tokio::time::timeout(patience, said.next_line()).await;
+        line.expect("in time").expect("read").expect("a line")
+    };
+    node.answered.notified().await;
+    let _orders = node.opens("orders");
+    assert!(next().await.starts_with("AT "));
+    assert!(next().await.contains("orders"));
+    let _stock = node.opens("stock");
+    assert!(next().await.contains("stock"));
     child.kill().await.expect("killed");
 }
