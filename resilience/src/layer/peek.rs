@@ -7,14 +7,18 @@
 //! given back in front of the rest.
 
 use std::{
+    future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+
+use crate::{classify::awaits_grpc_trailers, config::Millis};
 
 pin_project! {
     /// A body with what was read of it in front: one frame, or the error that came instead.
@@ -36,7 +40,7 @@ pub(super) enum First<'a> {
     Trailers(&'a HeaderMap),
     /// The stream broke before it said anything.
     Broken,
-    /// Data, or an end without a word.
+    /// Data, or an end without a word; or nothing has come yet.
     Other,
 }
 
@@ -50,7 +54,7 @@ impl<B: Body<Data = Bytes> + Unpin> PeekedBody<B> {
     }
 
     /// Waits for the first frame that says anything.
-    pub(super) fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<First<'_>> {
+    fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.first.is_none() && !self.ended {
             let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
             let is_data = match &frame {
@@ -62,11 +66,56 @@ impl<B: Body<Data = Bytes> + Unpin> PeekedBody<B> {
             self.ended = !is_data;
             self.first = frame.map(Box::new);
         }
-        Poll::Ready(match self.first.as_deref() {
+        Poll::Ready(())
+    }
+
+    /// What was found.
+    pub(super) fn first(&self) -> First<'_> {
+        match self.first.as_deref() {
             Some(Ok(frame)) => frame.trailers_ref().map_or(First::Other, First::Trailers),
             Some(Err(_)) => First::Broken,
             None => First::Other,
-        })
+        }
+    }
+}
+
+pin_project! {
+    /// An answer that is held until its body has said something, or time is up.
+    pub(super) struct Peeking<B: Body> {
+        response: Option<Response<PeekedBody<B>>>,
+        #[pin]
+        sleep: Sleep,
+    }
+}
+
+/// Whether the verdict on `response` is still to come, and is waited for: no longer than `patience`.
+pub(super) fn is_due<B: Body>(response: &Response<B>, patience: Millis) -> bool {
+    !patience.0.is_zero()
+        && awaits_grpc_trailers(response.status(), response.headers())
+        && !response.body().is_end_stream()
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Peeking<B> {
+    pub(super) fn new(response: Response<B>, patience: Millis) -> Self {
+        Self {
+            response: Some(response.map(PeekedBody::new)),
+            sleep: tokio::time::sleep(patience.0),
+        }
+    }
+
+    /// The answer; its body knows what came [`first`](PeekedBody::first). `patient`: or else it is
+    /// had at once, whatever has come.
+    pub(super) fn poll(
+        self: Pin<&mut Self>,
+        patient: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Response<PeekedBody<B>>> {
+        let this = self.project();
+        let body = this.response.as_mut().expect("taken once").body_mut();
+        if body.poll_peek(cx).is_pending() && patient {
+            ready!(this.sleep.poll(cx));
+        }
+        Poll::Ready(this.response.take().expect("there above"))
     }
 }
 

@@ -5,7 +5,6 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,7 +22,7 @@ use super::{
     racer::{Finished, Racer},
     sleep_until,
 };
-use crate::hedge::Race;
+use crate::{config::Millis, hedge::Race};
 
 pin_project! {
     /// The first good answer, or the best of those that are not.
@@ -83,7 +82,7 @@ where
         let mut this = self.project();
         loop {
             let call = this.call.as_mut().expect("not polled after it is ready");
-            let trailers = call.config.grpc_trailers.0;
+            let trailers = call.config.grpc_trailers;
             while let Some(finished) = poll_any(this.first.as_mut(), this.hedges, trailers, cx) {
                 call.race.ended(finished.outcome, finished.began, now());
                 let last = this.first.is_none() && this.hedges.is_empty();
@@ -126,7 +125,7 @@ where
 fn poll_any<F, RB, E>(
     mut first: Pin<&mut Option<Racer<F, RB>>>,
     hedges: &mut Vec<Pin<Box<Racer<F, RB>>>>,
-    trailers: Duration,
+    trailers: Millis,
     cx: &mut Context<'_>,
 ) -> Option<Finished<RB, E>>
 where

@@ -4,18 +4,21 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
 use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
 
-use super::super::{PeekedBody, TransportError, peek::First};
+use super::super::{
+    PeekedBody, TransportError,
+    peek::{self, First, Peeking},
+};
 use crate::{
-    classify::{GrpcCode, awaits_grpc_trailers, outcome_of_head},
+    classify::{GrpcCode, outcome_of_head},
+    config::Millis,
     outcome::{FailureClass, Outcome, Policy},
     retry::budget::Extra,
 };
@@ -39,9 +42,8 @@ pin_project! {
         },
         /// The head is there, but its verdict is not.
         Peeking {
-            response: Option<Response<PeekedBody<RB>>>,
             #[pin]
-            sleep: Sleep,
+            peeking: Peeking<RB>,
         },
     }
 }
@@ -66,7 +68,7 @@ where
     pub(super) fn poll(
         self: Pin<&mut Self>,
         racing: bool,
-        trailers: Duration,
+        trailers: Millis,
         cx: &mut Context<'_>,
     ) -> Poll<Finished<RB, E>> {
         let mut this = self.project();
@@ -76,41 +78,28 @@ where
                     Ok(response) => {
                         let (status, headers) = (response.status(), response.headers());
                         let outcome = outcome_of_head(status, headers);
-                        let peek = racing
-                            && !trailers.is_zero()
-                            && awaits_grpc_trailers(status, headers)
-                            && !response.body().is_end_stream();
-                        let response = response.map(PeekedBody::new);
-                        if peek {
-                            this.state.set(State::Peeking {
-                                response: Some(response),
-                                sleep: tokio::time::sleep(trailers),
-                            });
+                        if racing && peek::is_due(&response, trailers) {
+                            let peeking = Peeking::new(response, trailers);
+                            this.state.set(State::Peeking { peeking });
                             continue;
                         }
-                        (Ok(response), outcome)
+                        (Ok(response.map(PeekedBody::new)), outcome)
                     }
                     Err(error) => {
                         let outcome = outcome_of_error(&error);
                         (Err(error), outcome)
                     }
                 },
-                StateProj::Peeking { response, sleep } => {
-                    let body = response.as_mut().expect("taken once").body_mut();
-                    let outcome = match body.poll_peek(cx) {
-                        Poll::Ready(First::Trailers(trailers)) => {
+                StateProj::Peeking { peeking } => {
+                    let response = ready!(peeking.poll(racing, cx));
+                    let outcome = match response.body().first() {
+                        First::Trailers(trailers) => {
                             GrpcCode::find(trailers).map_or(Outcome::Success, GrpcCode::outcome)
                         }
-                        Poll::Ready(First::Broken) => Outcome::Failure(FailureClass::Reset),
-                        Poll::Ready(First::Other) => Outcome::Success,
-                        Poll::Pending => {
-                            if racing {
-                                ready!(sleep.poll(cx));
-                            }
-                            Outcome::Success
-                        }
+                        First::Broken => Outcome::Failure(FailureClass::Reset),
+                        First::Other => Outcome::Success,
                     };
-                    (Ok(response.take().expect("there above")), outcome)
+                    (Ok(response), outcome)
                 }
             };
             return Poll::Ready(Finished {

@@ -13,14 +13,13 @@ use tower_service::Service;
 
 use super::{
     super::{
-        BoxError, CallGuard, Error, GuardedBody, PeekedBody, ReplayBody, TransportError,
+        BoxError, CallGuard, Error, GuardedBody, PeekedBody, ReplayBody, TransportError, peek,
         replay::Replay,
     },
     RetryBody,
     plan::{Begun, Plan, RetryHeld, add},
 };
 use crate::{
-    classify,
     context::{AttemptNumber, Deadline, deadline},
     outcome::{FailureClass, Outcome, Policy},
     retry::{Final, Judgement, Tries, budget::Extra, cost::Cost},
@@ -80,9 +79,7 @@ where
     /// that still sends may wait for the head before it sends more.
     pub(super) fn should_peek(&self, response: &Response<RB>) -> bool {
         self.may_continue()
-            && !self.plan().config.grpc_trailers.0.is_zero()
-            && classify::awaits_grpc_trailers(response.status(), response.headers())
-            && !response.body().is_end_stream()
+            && peek::is_due(response, self.plan().config.grpc_trailers)
             && self.body.is_complete()
     }
 

@@ -15,7 +15,11 @@ use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
 use super::{
-    super::{BoxError, Error, PeekedBody, ReplayBody, TransportError, peek::First, wall_for},
+    super::{
+        BoxError, Error, PeekedBody, ReplayBody, TransportError,
+        peek::{First, Peeking},
+        wall_for,
+    },
     RetryBody,
     call::Call,
 };
@@ -45,12 +49,11 @@ pin_project! {
             #[pin]
             future: F,
         },
-        /// The head is there; its body's first word is waited for.
+        /// The head is there, with this judgement; its body's first word is waited for.
         Peeking {
-            response: Option<Response<PeekedBody<RB>>>,
-            judgement: Judgement,
             #[pin]
-            sleep: Sleep,
+            peeking: Peeking<RB>,
+            judgement: Judgement,
         },
         /// Between two tries.
         Waiting {
@@ -123,45 +126,30 @@ where
                             wall_for(response.headers(), &RETRY_AFTER),
                         );
                         let peek = call.should_peek(&response);
-                        let response = response.map(PeekedBody::new);
                         if peek {
-                            let sleep = tokio::time::sleep(call.plan().config.grpc_trailers.0);
-                            this.state.set(State::Peeking {
-                                response: Some(response),
-                                judgement,
-                                sleep,
-                            });
+                            let patience = call.plan().config.grpc_trailers;
+                            let peeking = Peeking::new(response, patience);
+                            this.state.set(State::Peeking { peeking, judgement });
                             continue;
                         }
-                        (Ok(response), judgement)
+                        (Ok(response.map(PeekedBody::new)), judgement)
                     }
                     Err(error) => {
                         let judgement = call.judge_error(&error);
                         (Err(error), judgement)
                     }
                 },
-                StateProj::Peeking {
-                    response,
-                    judgement,
-                    sleep,
-                } => {
-                    let body = response.as_mut().expect("taken once").body_mut();
-                    let judgement = match body.poll_peek(cx) {
-                        Poll::Ready(First::Trailers(trailers)) => call
-                            .plan()
-                            .config
-                            .judge_trailers(trailers)
-                            .unwrap_or(*judgement),
-                        Poll::Ready(First::Broken) => {
-                            call.plan().config.judge_error(FailureClass::Reset, false)
+                StateProj::Peeking { peeking, judgement } => {
+                    let response = ready!(peeking.poll(true, cx));
+                    let config = &call.plan().config;
+                    let judgement = match response.body().first() {
+                        First::Trailers(trailers) => {
+                            config.judge_trailers(trailers).unwrap_or(*judgement)
                         }
-                        Poll::Ready(First::Other) => *judgement,
-                        Poll::Pending => {
-                            ready!(sleep.poll(cx));
-                            *judgement
-                        }
+                        First::Broken => config.judge_error(FailureClass::Reset, false),
+                        First::Other => *judgement,
                     };
-                    (Ok(response.take().expect("there above")), judgement)
+                    (Ok(response), judgement)
                 }
             };
             let Some(wait) = call.next(&judgement, cx) else {
