@@ -1,12 +1,21 @@
 //! What a service takes on, in paused time.
 
-use std::{convert::Infallible, sync::atomic::Ordering};
+use std::{convert::Infallible, fmt, sync::atomic::Ordering};
 
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Request, Response,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
+use http_body::Body;
 use http_body_util::{BodyExt, Full};
-use tower::{ServiceExt, service_fn};
+use tower::{Layer as _, Service, ServiceExt, service_fn};
 
 use super::*;
-use crate::events::{Event, EventKind};
+use crate::{
+    context::Deadline,
+    events::{Event, EventKind},
+};
 
 fn inbound(text: &str) -> Inbound {
     Inbound::new(toml::from_str(text).expect(text)).expect(text)
