@@ -11,4 +11,5 @@ mod clock;
 mod document;
 mod interrupted;
 mod peers;
+mod stack;
 mod surface;

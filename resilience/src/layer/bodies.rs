@@ -11,7 +11,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::BoxError;
+use super::{BoxError, peek};
 
 /// A body that is known as a whole; may be empty. Its clones share the bytes.
 #[derive(Debug, Clone, Default)]
@@ -83,6 +83,13 @@ pin_project! {
     #[project = EitherProj]
     enum Either<A, B> {
         Own { #[pin] body: A },
+        // Its first frame, or the error that came instead, has been read, and perhaps its end.
+        Begun {
+            first: Option<Box<Result<Frame<Bytes>, BoxError>>>,
+            ended: bool,
+            #[pin]
+            body: A,
+        },
         Other { #[pin] body: B },
     }
 }
@@ -91,6 +98,17 @@ impl<A, B> EitherBody<A, B> {
     pub(super) fn own(body: A) -> Self {
         Self {
             inner: Either::Own { body },
+        }
+    }
+
+    /// A body that has been looked at: what was read of it, whether that was all, and the rest.
+    pub(super) fn begun(
+        first: Option<Box<Result<Frame<Bytes>, BoxError>>>,
+        ended: bool,
+        body: A,
+    ) -> Self {
+        Self {
+            inner: Either::Begun { first, ended, body },
         }
     }
 
@@ -119,6 +137,13 @@ where
             EitherProj::Own { body } => body
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            EitherProj::Begun { first, ended, body } => match first.take() {
+                Some(frame) => Poll::Ready(Some(*frame)),
+                None if *ended => Poll::Ready(None),
+                None => body
+                    .poll_frame(cx)
+                    .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            },
             EitherProj::Other { body } => body
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
@@ -128,6 +153,9 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.inner {
             Either::Own { body } => body.is_end_stream(),
+            Either::Begun { first, ended, body } => {
+                first.is_none() && (*ended || body.is_end_stream())
+            }
             Either::Other { body } => body.is_end_stream(),
         }
     }
@@ -135,6 +163,10 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
             Either::Own { body } => body.size_hint(),
+            Either::Begun { first, ended, body } => {
+                let first = first.as_deref().and_then(|frame| frame.as_ref().ok());
+                peek::size_hint(first, (!ended).then(|| body.size_hint()))
+            }
             Either::Other { body } => body.size_hint(),
         }
     }

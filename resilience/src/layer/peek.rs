@@ -20,6 +20,41 @@ use tokio::time::Sleep;
 
 use crate::{classify::awaits_grpc_trailers, config::Millis};
 
+/// Reads frames of `body` until one says anything, or it ends.
+pub(super) fn poll_first<B, E>(
+    body: &mut B,
+    first: &mut Option<Box<Result<Frame<Bytes>, E>>>,
+    ended: &mut bool,
+    error: impl Fn(B::Error) -> E,
+    cx: &mut Context<'_>,
+) -> Poll<()>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    while first.is_none() && !*ended {
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        let is_data = match &frame {
+            // Nothing, said in a frame.
+            Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => continue,
+            Some(Ok(frame)) => frame.is_data(),
+            Some(Err(_)) | None => false,
+        };
+        *ended = !is_data;
+        *first = frame.map(|frame| Box::new(frame.map_err(&error)));
+    }
+    Poll::Ready(())
+}
+
+impl<'a> First<'a> {
+    pub(super) fn of<E>(first: Option<&'a Result<Frame<Bytes>, E>>) -> Self {
+        match first {
+            Some(Ok(frame)) => frame.trailers_ref().map_or(First::Other, First::Trailers),
+            Some(Err(_)) => First::Broken,
+            None => First::Other,
+        }
+    }
+}
+
 pin_project! {
     /// A body with what was read of it in front: one frame, or the error that came instead.
     #[derive(Debug)]
@@ -44,7 +79,7 @@ pub(super) enum First<'a> {
     Other,
 }
 
-impl<B: Body<Data = Bytes> + Unpin> PeekedBody<B> {
+impl<B: Body> PeekedBody<B> {
     pub(super) fn new(inner: B) -> Self {
         Self {
             first: None,
@@ -52,30 +87,18 @@ impl<B: Body<Data = Bytes> + Unpin> PeekedBody<B> {
             inner,
         }
     }
+}
 
+impl<B: Body<Data = Bytes> + Unpin> PeekedBody<B> {
     /// Waits for the first frame that says anything.
     fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.first.is_none() && !self.ended {
-            let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-            let is_data = match &frame {
-                // Nothing, said in a frame.
-                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => continue,
-                Some(Ok(frame)) => frame.is_data(),
-                Some(Err(_)) | None => false,
-            };
-            self.ended = !is_data;
-            self.first = frame.map(Box::new);
-        }
-        Poll::Ready(())
+        let (first, ended) = (&mut self.first, &mut self.ended);
+        poll_first(&mut self.inner, first, ended, |error| error, cx)
     }
 
     /// What was found.
     pub(super) fn first(&self) -> First<'_> {
-        match self.first.as_deref() {
-            Some(Ok(frame)) => frame.trailers_ref().map_or(First::Other, First::Trailers),
-            Some(Err(_)) => First::Broken,
-            None => First::Other,
-        }
+        First::of(self.first.as_deref())
     }
 }
 
@@ -90,9 +113,10 @@ pin_project! {
 
 /// Whether the verdict on `response` is still to come, and is waited for: no longer than `patience`.
 pub(super) fn is_due<B: Body>(response: &Response<B>, patience: Millis) -> bool {
+    // What is cheapest to know first: a stack asks this of every answer.
     !patience.0.is_zero()
-        && awaits_grpc_trailers(response.status(), response.headers())
         && !response.body().is_end_stream()
+        && awaits_grpc_trailers(response.status(), response.headers())
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Peeking<B> {
@@ -140,18 +164,20 @@ impl<B: Body<Data = Bytes>> Body for PeekedBody<B> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let mut hint = if self.ended {
-            SizeHint::with_exact(0)
-        } else {
-            self.inner.size_hint()
-        };
-        if let Some(Ok(frame)) = self.first.as_deref() {
-            let kept = frame.data_ref().map_or(0, Bytes::len) as u64;
-            if let Some(upper) = hint.upper() {
-                hint.set_upper(upper + kept);
-            }
-            hint.set_lower(hint.lower() + kept);
-        }
-        hint
+        let first = self.first.as_deref().and_then(|frame| frame.as_ref().ok());
+        size_hint(first, (!self.ended).then(|| self.inner.size_hint()))
     }
+}
+
+/// The size of a body of which `first` was read, and of whose `rest` that much is known.
+pub(super) fn size_hint(first: Option<&Frame<Bytes>>, rest: Option<SizeHint>) -> SizeHint {
+    let mut hint = rest.unwrap_or_else(|| SizeHint::with_exact(0));
+    if let Some(frame) = first {
+        let kept = frame.data_ref().map_or(0, Bytes::len) as u64;
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + kept);
+        }
+        hint.set_lower(hint.lower() + kept);
+    }
+    hint
 }

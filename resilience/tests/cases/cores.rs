@@ -535,7 +535,12 @@ impl Call<'_> {
     /// A try has its answer, or (not `acted`) was cut off.
     fn answered(&mut self, cores: &Cores, answer: &Answer, acted: bool, now: Instant) {
         let retry = self.tries.as_ref().and(cores.policy.retry.as_ref());
-        let judgement = judge_try(retry, answer, acted);
+        let again = retry.filter(|retry| {
+            let tries = self.tries.as_ref();
+            tries.is_some_and(|tries| tries.may_continue(retry)) && !retry.grpc_trailers.0.is_zero()
+        });
+        let behind = again.and_then(|retry| judge_trailers(retry, answer, acted));
+        let judgement = behind.unwrap_or_else(|| judge_try(retry, answer, acted));
         if let Some(wait) = self.next(cores, retry, &judgement, now) {
             let failed = judgement.outcome.is_failure();
             let after = judgement.after.filter(|_| failed);
@@ -662,6 +667,15 @@ fn judge_try(retry: Option<&RetryConfig>, answer: &Answer, acted: bool) -> Judge
             ..Judgement::last(classify::outcome_of_head(status, &headers))
         },
     }
+}
+
+/// The verdict behind a gRPC answer that says nothing else.
+fn judge_trailers(retry: &RetryConfig, answer: &Answer, acted: bool) -> Option<Judgement> {
+    let status = StatusCode::from_u16(answer.status?).expect("a status");
+    let awaited = classify::awaits_grpc_trailers(status, &header_map(&answer.headers));
+    let silent = answer.text.is_empty() && !answer.held && !answer.trailers.is_empty();
+    let trailers = header_map(&answer.trailers);
+    (acted && awaited && silent).then(|| retry.judge_trailers(&trailers))?
 }
 
 fn poll<C: Queued>(waiter: &mut Waiter<C>, now: Instant) -> Poll<Result<C::Permit, Rejected>> {

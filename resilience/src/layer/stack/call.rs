@@ -11,10 +11,11 @@ use super::{
     Answer, Attempt, Hook, RequestTimeout, Stack,
     attempt::{Time, copy, judge},
     held::Entry,
+    look::Look,
     plan::Plan,
     race::Start,
     retries::Retries,
-    send::{Sent, poll_until, send},
+    send::{Sent, Told, poll_until, send},
 };
 use crate::{
     TrafficPolicy,
@@ -137,10 +138,22 @@ impl<K: Key> Stack<K> {
                     poll_fn(|cx| poll_until(sent.as_mut(), over.as_mut(), until, cx)).await
                 };
                 let judgement = judge(&result, way.retries.config);
-                way.tried(judgement, hook);
-                match way.next(&judgement, self) {
-                    Some(wait) => wait,
-                    None => return way.finish(result, judgement, EitherBody::own),
+                if let Some(limit) = way.holds(plan, &result) {
+                    // Boxed, because only gRPC's answers that say nothing yet are held.
+                    let held = (way.look(plan), limit, way.time.deadline);
+                    let (result, verdict) = Box::pin(hold(result, held)).await;
+                    let judgement = verdict.unwrap_or(judgement);
+                    way.tried(judgement, hook);
+                    match way.next(&judgement, self) {
+                        Some(wait) => wait,
+                        None => return way.finish(result, judgement, |body| body),
+                    }
+                } else {
+                    way.tried(judgement, hook);
+                    match way.next(&judgement, self) {
+                        Some(wait) => wait,
+                        None => return way.finish(result, judgement, EitherBody::own),
+                    }
                 }
             };
             if !wait.is_zero() {
@@ -166,13 +179,15 @@ impl<K: Key> Stack<K> {
     {
         let request = way.depart(race.is_some(), hook);
         let (Some(race), Some(logical)) = (race, &way.retries.logical) else {
-            let sent = send(plan, fault, transport, way.entry.key(), request, way.time);
-            let result = sent.await;
-            let judgement = judge(&result, way.retries.config);
+            let how = (way.time, way.look(plan));
+            let sent = send(plan, fault, transport, way.entry.key(), request, how);
+            let (result, verdict) = sent.await;
+            let judgement = verdict.unwrap_or_else(|| judge(&result, way.retries.config));
             way.tried(judgement, hook);
             return (result, judgement);
         };
         let start = Start {
+            look: way.look(plan),
             plan,
             transport,
             retry: way.retries.config,
@@ -190,6 +205,23 @@ impl<K: Key> Stack<K> {
         way.retries.hedged(round.tries, round.extra);
         way.clock();
         (round.result, round.judgement)
+    }
+}
+
+/// Holds an answer for its trailers. The verdict, if it has come.
+async fn hold<RB, E>(
+    result: Result<Response<RB>, Error<E>>,
+    (look, limit, until): (Look<'_>, Duration, Option<Instant>),
+) -> Told<RB, E>
+where
+    RB: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    match result {
+        Ok(answer) => {
+            let (answer, verdict) = look.hold(answer, limit, until).await;
+            (Ok(answer), verdict)
+        }
+        Err(error) => (Err(error), None),
     }
 }
 
@@ -272,12 +304,31 @@ impl<'a, K: Key, B: Body<Data = Bytes> + Unpin> UnderWay<'a, K, B> {
             self.head.take()
         };
         let began = self.time.now;
+        self.retries.announce(&mut head);
         hook.started(self.attempt(began), &mut head);
         if let Some(deadline) = self.time.deadline {
             let left = deadline.saturating_duration_since(began);
             deadline::inject(&mut head.headers, left);
         }
         Request::from_parts(head, body)
+    }
+
+    /// Whether an answer is held for its trailers. Not while the request is still sent: its caller may
+    /// wait for the head before it sends more.
+    fn look(&self, plan: &'a Plan) -> Look<'a> {
+        let again = !self.retries.is_last() && self.body.is_complete();
+        Look::of(plan, again)
+    }
+
+    /// How long the answer of the try under way is held for its trailers.
+    fn holds<RB: Body, E>(
+        &self,
+        plan: &'a Plan,
+        result: &Result<Response<RB>, Error<E>>,
+    ) -> Option<Duration> {
+        let answer = result.as_ref().ok()?;
+        self.retries.config?;
+        self.look(plan).holds(answer)
     }
 
     /// The try that is about to begin, or under way.

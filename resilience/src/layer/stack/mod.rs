@@ -20,6 +20,7 @@ mod client;
 mod coalesced;
 mod held;
 mod hook;
+mod look;
 mod plan;
 mod race;
 mod retries;

@@ -7,6 +7,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll},
 };
 
@@ -19,12 +20,13 @@ use super::{
     Attempt, Hook, Stack,
     attempt::{Time, copy, judge},
     held::Entry,
+    look::Look,
     plan::Plan,
-    send::{Sent, send},
+    send::{Sent, Told, send},
 };
 use crate::{
     balance::Key,
-    context::deadline,
+    context::{AttemptNumber, deadline},
     fault::Fault,
     hedge::{Race, Unsent},
     layer::{Patience, ReplayBody, Transport, replay::Replay},
@@ -57,6 +59,7 @@ pub(super) struct Start<'a, K: Key, B, T> {
     pub race: Race,
     /// The number of the first try.
     pub number: u32,
+    pub look: Look<'a>,
     pub time: Time,
 }
 
@@ -107,8 +110,12 @@ impl<K: Key> Stack<K> {
         H: Hook<K>,
     {
         let (plan, transport) = (start.plan, start.transport);
-        let send =
-            |fault, key: K, request, time| send_to(plan, fault, transport, key, request, time);
+        // Others are under way: a verdict that is still to come is worth waiting for.
+        let racing = AtomicBool::new(false);
+        let look = start.look.among(&racing);
+        let send = |fault, key: K, request, time| {
+            send_to(plan, fault, transport, key, request, (time, look))
+        };
         let mut lanes = vec![Lane {
             sent: Box::pin(send(fault, entry.key().clone(), request, start.time)),
             entry,
@@ -142,11 +149,13 @@ impl<K: Key> Stack<K> {
                             extra: Some(extra),
                         });
                     }
+                    racing.store(lanes.len() > 1, Ordering::Relaxed);
                     due = timer(&start.race);
                 }
-                Event::Ended(n, result) => {
+                Event::Ended(n, (result, verdict)) => {
                     let mut lane = lanes.swap_remove(n);
-                    let judgement = judge(&result, start.retry);
+                    racing.store(lanes.len() > 1, Ordering::Relaxed);
+                    let judgement = verdict.unwrap_or_else(|| judge(&result, start.retry));
                     let (began, ended) = (lane.began.into_std(), now.into_std());
                     start.race.ended(judgement.outcome, began, ended);
                     let (number, began) = (lane.number, lane.began);
@@ -205,6 +214,12 @@ impl<K: Key> Stack<K> {
         }
         let mut parts = copy(start.head);
         let number = start.number + start.race.sent();
+        let said = AttemptNumber(number);
+        let hedge = start.plan.policy.hedge.as_ref();
+        if hedge.is_some_and(|hedge| hedge.announce) {
+            said.inject(&mut parts.headers, false);
+        }
+        said.announce(&mut parts.extensions);
         let attempt = Attempt {
             number,
             key: entry.key(),
@@ -226,8 +241,8 @@ async fn send_to<K, B, T>(
     transport: &T,
     key: K,
     request: Request<ReplayBody<B>>,
-    time: Time,
-) -> Sent<T::Body, T::Error>
+    time: (Time, Look<'_>),
+) -> Told<T::Body, T::Error>
 where
     B: Body<Data = Bytes> + Unpin + Send,
     T: Transport<K, B>,

@@ -11,7 +11,9 @@ use super::{
     plan::Plan,
 };
 use crate::{
+    context::AttemptNumber,
     hedge::{Hedge, Race},
+    outcome::{FailureClass, Outcome},
     retry::{
         Judgement, RetryConfig, Safety, Tries,
         budget::{Extra, Logical},
@@ -28,6 +30,8 @@ pub(super) struct Retries<'a> {
     pub(super) logical: Option<Logical>,
     extra: Option<Extra>,
     account: Option<Account>,
+    /// Whether the try before timed out.
+    after_timeout: bool,
     /// Hedges sent so far, over all rounds.
     hedges: u32,
     replay: usize,
@@ -58,6 +62,7 @@ impl<'a> Retries<'a> {
             logical: budget.map(|budget| budget.begin(now.into_std())),
             extra: None,
             account: config.and(plan.cost.as_ref()).map(Account::of),
+            after_timeout: false,
             hedges: 0,
             replay: kept.max(kept_for_hedge),
         }
@@ -71,6 +76,18 @@ impl<'a> Retries<'a> {
     /// The number of the next try.
     pub(super) fn number(&self) -> u32 {
         self.hedges + self.tries.as_ref().map_or(1, Tries::made)
+    }
+
+    /// Says in `head` which try of the call it is.
+    pub(super) fn announce(&self, head: &mut Parts) {
+        let Some(config) = self.config else {
+            return;
+        };
+        let number = AttemptNumber(self.number());
+        if config.announce {
+            number.inject(&mut head.headers, self.after_timeout);
+        }
+        number.announce(&mut head.extensions);
     }
 
     /// The race of the round that begins, if there are hedges for this call.
@@ -130,6 +147,7 @@ impl<'a> Retries<'a> {
             return None;
         }
         self.extra = Some(extra);
+        self.after_timeout = judgement.outcome == Outcome::Failure(FailureClass::Timeout);
         tries.count();
         Some(wait)
     }

@@ -11,7 +11,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tokio::time::{Instant, Sleep};
 
-use super::{attempt::Time, plan::Plan};
+use super::{attempt::Time, look::Look, plan::Plan};
 use crate::{
     fault::Fault,
     layer::{
@@ -19,10 +19,13 @@ use crate::{
         slot::earlier,
     },
     outcome::{Policy, Reason, Rejected},
+    retry::Judgement,
 };
 
 /// A try's result.
 pub(super) type Sent<RB, E> = Result<Response<EitherBody<RB, FixedBody>>, Error<E>>;
+/// The same, with the verdict of its trailers if the answer was held for them.
+pub(super) type Told<RB, E> = (Sent<RB, E>, Option<Judgement>);
 
 impl Plan {
     /// What is to happen to this request on purpose.
@@ -74,17 +77,21 @@ pub(super) async fn send<K, B, T>(
     transport: &T,
     key: &K,
     request: Request<ReplayBody<B>>,
-    time: Time,
-) -> Sent<T::Body, T::Error>
+    (time, look): (Time, Look<'_>),
+) -> Told<T::Body, T::Error>
 where
     B: Body<Data = Bytes> + Unpin + Send,
     T: Transport<K, B>,
 {
     let until = plan.until(time);
     let mut over = pin!(None);
-    let mut sent = pin!(suffer(fault, transport, key, request));
-    let result = poll_fn(|cx| poll_until(sent.as_mut(), over.as_mut(), until, cx)).await;
-    result.map_err(Error::flat)
+    let mut verdict = None;
+    let result = {
+        let look = (look, until, &mut verdict);
+        let mut sent = pin!(suffer(fault, transport, key, request, look));
+        poll_fn(|cx| poll_until(sent.as_mut(), over.as_mut(), until, cx)).await
+    };
+    (result.map_err(Error::flat), verdict)
 }
 
 /// A try that something may happen to on purpose. Innermost, so that every policy sees it.
@@ -93,11 +100,18 @@ async fn suffer<K, B, T: Transport<K, B>>(
     transport: &T,
     key: &K,
     request: Request<ReplayBody<B>>,
+    (look, until, verdict): (Look<'_>, Option<Instant>, &mut Option<Judgement>),
 ) -> Result<Response<EitherBody<T::Body, FixedBody>>, Error<T::Error>> {
-    let own = async |request| {
+    let mut own = async |request| {
         let answer = transport.send(key, request).await;
         let answer = answer.map_err(Error::Service)?;
-        Ok(answer.map(EitherBody::own))
+        let Some(limit) = look.holds(&answer) else {
+            return Ok(answer.map(EitherBody::own));
+        };
+        // Not beyond the try's own time: it is over when its head is there, and that is.
+        let (answer, said) = look.hold(answer, limit, until).await;
+        *verdict = said;
+        Ok(answer)
     };
     let Some(fault) = fault else {
         return own(request).await;
