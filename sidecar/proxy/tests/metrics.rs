@@ -13,7 +13,7 @@ use selvedge_resilience::{TrafficPolicy, layer::Inbound};
 use crate::support::{Proxy, Upstream, get, status};
 
 const EVERYTHING: &str = r#"
-    retry       = { attempts = 1, codes = [503] }
+    retry       = { attempts = 1, codes = [503], cost = {} }
     hedge       = { after = "1s" }
     throttle    = {}
     coalesce    = {}
