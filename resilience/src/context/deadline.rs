@@ -92,27 +92,90 @@ pub fn extract(headers: &HeaderMap) -> Option<Duration> {
 
 /// The same, with Finagle's header, which needs the wall clock; a deadline in the past is zero.
 pub fn extract_at(headers: &HeaderMap, wall: SystemTime) -> Option<Duration> {
-    let finagle = FinagleDeadline::find(headers).map(|deadline| deadline.left(wall));
-    shortest(extract(headers), finagle)
+    Said::of(headers).left(wall)
 }
 
 /// What `headers` say of the whole call and of one try.
 pub fn limits(headers: &HeaderMap) -> Limits {
-    if headers.is_empty() {
-        return Limits::default();
+    Said::of(headers).limits
+}
+
+/// All that headers say of deadlines, read in one pass over what there is: looking a name up hashes
+/// it, and these are long.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Said {
+    limits: Limits,
+    grpc: bool,
+    upstream: bool,
+    has_finagle: bool,
+    finagle: Option<FinagleDeadline>,
+}
+
+impl Said {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut said = Self::default();
+        let limits = &mut said.limits;
+        for (name, value) in headers {
+            if *name == GRPC_TIMEOUT {
+                said.grpc = true;
+                limits.total = shortest(limits.total, parse_grpc(value.as_bytes()));
+            } else if *name == EXPECTED_TIMEOUT_MS || *name == UPSTREAM_TIMEOUT_MS {
+                said.upstream |= *name == UPSTREAM_TIMEOUT_MS;
+                limits.total = shortest(limits.total, parse_ms(value));
+            } else if *name == PER_TRY_TIMEOUT_MS {
+                limits.per_try = shortest(limits.per_try, parse_ms(value));
+            } else if *name == FINAGLE {
+                // Of several, the first counts.
+                if !said.has_finagle {
+                    said.finagle = FinagleDeadline::parse(value);
+                }
+                said.has_finagle = true;
+            } else if *name == CONTENT_TYPE {
+                said.grpc |= is_grpc_type(value);
+            }
+        }
+        said
     }
-    // One pass over what there is: four look-ups for what there mostly is not cost more.
-    let mut found = Limits::default();
-    for (name, value) in headers {
-        if *name == GRPC_TIMEOUT {
-            found.total = shortest(found.total, parse_grpc(value.as_bytes()));
-        } else if *name == EXPECTED_TIMEOUT_MS || *name == UPSTREAM_TIMEOUT_MS {
-            found.total = shortest(found.total, parse_ms(value));
-        } else if *name == PER_TRY_TIMEOUT_MS {
-            found.per_try = shortest(found.per_try, parse_ms(value));
+
+    /// Whether the wall clock matters.
+    #[cfg(feature = "tower")]
+    pub(crate) fn needs_wall(&self) -> bool {
+        self.has_finagle
+    }
+
+    /// The time that the caller still has; `None` if it did not say.
+    pub(crate) fn left(&self, wall: SystemTime) -> Option<Duration> {
+        shortest(
+            self.limits.total,
+            self.finagle.map(|finagle| finagle.left(wall)),
+        )
+    }
+
+    /// Tells the callee that it has `left`, in `headers`, which said this.
+    pub(crate) fn replace(&self, headers: &mut HeaderMap, left: Duration) {
+        let ms = whole_ms(left);
+        if self.grpc {
+            headers.insert(GRPC_TIMEOUT.clone(), format_grpc(ms));
+        }
+        if self.upstream {
+            headers.insert(UPSTREAM_TIMEOUT_MS.clone(), number(ms));
+        }
+        if let Some(per_try) = self.limits.per_try {
+            let ms = whole_ms(per_try.min(left));
+            headers.insert(PER_TRY_TIMEOUT_MS.clone(), number(ms));
+        }
+        headers.insert(EXPECTED_TIMEOUT_MS.clone(), number(ms));
+    }
+
+    /// The same, and keeps Finagle's header in step if it is there.
+    pub(crate) fn replace_at(&self, headers: &mut HeaderMap, left: Duration, wall: SystemTime) {
+        self.replace(headers, left);
+        if self.has_finagle {
+            let ours = FinagleDeadline::new(wall, left);
+            let merged = self.finagle.map_or(ours, |theirs| ours.merge(theirs));
+            headers.insert(FINAGLE.clone(), merged.header());
         }
     }
-    found
 }
 
 /// What the callee of one try is told: the shorter of one try and what remains of the whole call,
@@ -131,36 +194,12 @@ pub fn expected(
 
 /// Tells the callee that it has `left`; what the caller said is replaced, never added to.
 pub fn inject(headers: &mut HeaderMap, left: Duration) {
-    let ms = whole_ms(left);
-    let (mut grpc, mut upstream, mut per_try) = (false, false, None);
-    for (name, value) in &*headers {
-        grpc |= *name == GRPC_TIMEOUT || *name == CONTENT_TYPE && is_grpc_type(value);
-        upstream |= *name == UPSTREAM_TIMEOUT_MS;
-        if *name == PER_TRY_TIMEOUT_MS {
-            per_try = shortest(per_try, parse_ms(value));
-        }
-    }
-    if grpc {
-        headers.insert(GRPC_TIMEOUT.clone(), format_grpc(ms));
-    }
-    if upstream {
-        headers.insert(UPSTREAM_TIMEOUT_MS.clone(), number(ms));
-    }
-    if let Some(per_try) = per_try {
-        let ms = whole_ms(per_try.min(left));
-        headers.insert(PER_TRY_TIMEOUT_MS.clone(), number(ms));
-    }
-    headers.insert(EXPECTED_TIMEOUT_MS.clone(), number(ms));
+    Said::of(headers).replace(headers, left);
 }
 
 /// The same, and keeps Finagle's header in step if it is there.
 pub fn inject_at(headers: &mut HeaderMap, left: Duration, wall: SystemTime) {
-    inject(headers, left);
-    if headers.contains_key(&FINAGLE) {
-        let ours = FinagleDeadline::new(wall, left);
-        let merged = FinagleDeadline::find(headers).map_or(ours, |theirs| ours.merge(theirs));
-        headers.insert(FINAGLE.clone(), merged.header());
-    }
+    Said::of(headers).replace_at(headers, left, wall);
 }
 
 /// At least a millisecond: zero would mean "for ever".
@@ -236,7 +275,11 @@ impl FinagleDeadline {
 
     /// What `headers` say; `None` if nothing that can be read.
     pub fn find(headers: &HeaderMap) -> Option<Self> {
-        let text = headers.get(&FINAGLE)?.to_str().ok()?;
+        Self::parse(headers.get(&FINAGLE)?)
+    }
+
+    fn parse(value: &HeaderValue) -> Option<Self> {
+        let text = value.to_str().ok()?;
         let (timestamp, deadline) = text.split_once(' ')?;
         Some(Self {
             timestamp_ns: digits(timestamp.as_bytes())?,

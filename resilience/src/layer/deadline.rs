@@ -12,9 +12,12 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{ArrivedAt, Error, wall_for};
+use super::{ArrivedAt, Error, wall_if};
 use crate::{
-    context::{Deadline, deadline},
+    context::{
+        Deadline,
+        deadline::{self, Said},
+    },
     expired::ExpiredFilter,
     outcome::Rejected,
 };
@@ -83,10 +86,8 @@ where
         let known = extensions.get::<Deadline>().copied();
         let deadline = known.or_else(|| {
             let arrived = extensions.get::<ArrivedAt>().map_or(now, |at| at.0);
-            let left = {
-                let wall = wall_for(request.headers(), &deadline::FINAGLE);
-                deadline::extract_at(request.headers(), wall)?
-            };
+            let said = Said::of(request.headers());
+            let left = said.left(wall_if(said.needs_wall()))?;
             Deadline::after(arrived, left)
         });
         match self.filter.admit(deadline, now) {

@@ -103,7 +103,12 @@ use crate::outcome::Rejected;
 /// The wall clock, if `headers` have the one that may hold a date; any time otherwise. It costs as
 /// much as a policy does, and hardly an answer asks for it.
 fn wall_for(headers: &HeaderMap, name: &HeaderName) -> SystemTime {
-    if headers.contains_key(name) {
+    wall_if(headers.contains_key(name))
+}
+
+/// The same, where it is known whether they have it.
+fn wall_if(asked: bool) -> SystemTime {
+    if asked {
         SystemTime::now()
     } else {
         SystemTime::UNIX_EPOCH

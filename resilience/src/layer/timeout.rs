@@ -15,9 +15,9 @@ use tokio::time::{Instant, Sleep};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{BoxError, CallGuard, Error, GuardedBody, wall_for};
+use super::{BoxError, CallGuard, Error, GuardedBody, wall_if};
 use crate::{
-    context::{Deadline, deadline},
+    context::{Deadline, deadline::Said},
     outcome::{Outcome, Policy, Reason, Rejected},
 };
 
@@ -73,10 +73,11 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let now = Instant::now();
-        let wall = wall_for(request.headers(), &deadline::FINAGLE);
+        let said = Said::of(request.headers());
+        let wall = wall_if(said.needs_wall());
         let caller = match request.extensions().get::<Deadline>() {
             Some(deadline) => Some(deadline.left(now.into_std())),
-            None => deadline::extract_at(request.headers(), wall),
+            None => said.left(wall),
         };
         let left = caller.unwrap_or(Duration::MAX).min(self.total);
         if left.is_zero() {
@@ -90,7 +91,7 @@ where
         // Further than the clock goes is for ever.
         let deadline = now.checked_add(left);
         if let Some(deadline) = deadline {
-            deadline::inject_at(request.headers_mut(), left, wall);
+            said.replace_at(request.headers_mut(), left, wall);
             let extensions = request.extensions_mut();
             extensions.insert(Deadline(deadline.into_std()));
         }
@@ -164,7 +165,7 @@ mod tests {
     use tower::{Layer as _, ServiceBuilder, ServiceExt, service_fn};
 
     use super::*;
-    use crate::{bulkhead::Bulkhead, layer::BulkheadLayer};
+    use crate::{bulkhead::Bulkhead, context::deadline, layer::BulkheadLayer};
 
     const fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
