@@ -28,58 +28,134 @@
 //!
 //! Both: nobody knows where the time went → a trace that travels, [`context::trace`].
 //!
+//! # In a service
+//!
+//! ```toml
+//! [dependencies]
+//! selvedge-resilience = "0.1"
+//! tokio      = { version = "1", features = ["full"] }
+//! toml       = "1"                    # or any other serde format
+//! tower      = { version = "0.5", features = ["util"] }
+//! axum       = "0.8"                  # to be called
+//! hyper-util = { version = "0.1", features = ["client-legacy", "http1", "tokio"] }  # to call
+//! http = "1"
+//! http-body-util = "0.1"
+//! bytes = "1"
+//! ```
+//!
+//! A policy is a document, the same for a library, a sidecar and a gateway. What is not written is
+//! not enforced; what cannot work is refused with its path, its value and what is allowed.
+//!
 //! # Calling others
 //!
-//! ```
-//! # use std::{convert::Infallible, time::Duration};
-//! # use http::{Request, Response};
-//! # use http_body_util::{Empty, Full};
-//! # use selvedge_resilience::layer::{BoxError, ReplayBody};
-//! use selvedge_resilience::{TrafficPolicy, layer::Stack};
-//! use tower::{Layer, ServiceExt, service_fn};
+//! ```no_run
+//! # use std::net::SocketAddr;
+//! use bytes::Bytes;
+//! use http::Request;
+//! use http_body_util::{BodyExt, Empty};
+//! use hyper_util::{client::legacy::{Client, connect::HttpConnector}, rt::TokioExecutor};
+//! use selvedge_resilience::{
+//!     TrafficPolicy, balance::Member,
+//!     layer::{Error, ServiceTransport, Stack, over_http},
+//! };
+//! use tower::ServiceExt;
 //!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), BoxError> {
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 //! let policy: TrafficPolicy = toml::from_str(r#"
 //!     timeouts = { request = "2s", backendRequest = "500ms" }
 //!     retry    = { attempts = 2, codes = [502, 503, 504], budget = "20% min 3/s" }
 //!     breaker  = { failure_rate = "50%", min_requests = 20, open_for = "5s" }
 //!     bulkhead = 200
 //! "#)?;
-//! # let client = service_fn(|_: Request<ReplayBody<Empty<bytes::Bytes>>>| async {
-//! #     Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from("hello")))
-//! # });
-//! // Any client that is a `tower::Service` over HTTP: hyper's, reqwest's, tonic's channel.
-//! let client = Stack::layer(policy)?.layer(client);
-//! let answer = client.oneshot(Request::get("http://orders/1").body(Empty::new())?).await?;
-//! assert_eq!(answer.status(), 200);
+//! let mut connector = HttpConnector::new();
+//! connector.set_connect_timeout(Some(policy.timeouts.connect.0));
+//! let http = Client::builder(TokioExecutor::new())
+//!     .retry_canceled_requests(false)   // the stack decides what is tried again, and where
+//!     .build(connector);
+//!
+//! let stack = Stack::<SocketAddr>::new(policy)?;
+//! stack.set_members(["10.0.0.1:80".parse()?, "10.0.0.2:80".parse()?].map(Member::new));
+//! let orders = stack.client(ServiceTransport::new(http, over_http));
+//!
+//! match orders.clone().oneshot(Request::get("/orders/1").body(Empty::<Bytes>::new())?).await {
+//!     Ok(answer) => println!("{:?}", answer.into_body().collect().await?.to_bytes()),
+//!     Err(Error::Rejected(refused)) => println!("{refused}: again in {:?}", refused.retry_after),
+//!     Err(error) => println!("the last try failed: {error}"),
+//! }
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! `orders` is a [`tower::Service`] that clones share; keep `stack` to change the policy
+//! ([`reconfigure`]), the endpoints ([`set_members`]), or to read its [`status`]. An answer that no
+//! retry could better is the callee's own, also if it is a 503. Read bodies to their end: a call is
+//! over when its body is.
+//!
+//! - One destination that the client reaches by itself (a host name, a socket): [`Stack::layer`] is the
+//!   whole stack as a Tower layer, and needs no members.
+//! - A client whose requests have another body or error: `map_request`, `map_response` and `map_err` of
+//!   [`tower::ServiceExt`]. Tonic wants a channel for each endpoint: [`ByEndpoint`].
+//! - What arrived with a request (trace, deadline, priority) goes on with [`propagate`].
+//! - Endpoints from a registry, tonic, a whole service: `examples/` in the repository.
+//!
+//! [`tower::Service`]: tower_service::Service
+//! [`tower::ServiceExt`]: https://docs.rs/tower/0.5/tower/trait.ServiceExt.html
+//! [`reconfigure`]: layer::Stack::reconfigure
+//! [`set_members`]: layer::Stack::set_members
+//! [`status`]: layer::Stack::status
+//! [`Stack::layer`]: layer::Stack::layer
+//! [`ByEndpoint`]: layer::ByEndpoint
+//! [`propagate`]: layer::propagate
 //!
 //! # Being called
 //!
-//! ```
-//! use axum::{Router, routing::get};
-//! use selvedge_resilience::{TrafficPolicy, layer::{Inbound, InboundLayer}};
+//! ```no_run
+//! use std::{convert::Infallible, net::SocketAddr, time::Duration};
+//! use axum::{
+//!     Router, error_handling::HandleErrorLayer, extract::{ConnectInfo, Request},
+//!     http::StatusCode, middleware::map_request, routing::get,
+//! };
+//! use selvedge_resilience::{
+//!     TrafficPolicy,
+//!     layer::{ContextLayer, Error, Inbound, InboundLayer, TimeoutLayer},
+//! };
+//! use tower::ServiceBuilder;
 //!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let policy: TrafficPolicy = toml::from_str(r#"
 //!     [inbound]
 //!     shed       = { target = "20ms" }                       # batch first, critical last
-//!     rate_limit = { rate = "100/s", by = { header = "x-api-key" } }
+//!     rate_limit = { rate = "100/s", by = "source" }
 //!     bulkhead   = { max = 200, queue = { max = 50, wait = "100ms" } }
 //! "#)?;
 //! let inbound = Inbound::new(policy.inbound)?;               // keep it to reconfigure it later
-//! let app: Router = Router::new()
-//!     .route("/orders", get(async || "[]"))
-//!     .layer(InboundLayer::new(inbound));
+//! let layers = ServiceBuilder::new()
+//!     .layer(map_request(caller))                            // who asks, for `by = "source"`
+//!     .layer(ContextLayer::new())                            // trace, deadline, priority
+//!     .layer(InboundLayer::new(inbound))                     // answers 429 and 503 by itself
+//!     .layer(HandleErrorLayer::new(late))                    // axum wants answers, not errors
+//!     .layer(TimeoutLayer::new(Duration::from_secs(5)));     // or what the caller has left
+//! let app = Router::new().route("/orders", get(async || "[]")).layer(layers);
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//! axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
 //! # Ok(())
 //! # }
+//!
+//! async fn caller(ConnectInfo(from): ConnectInfo<SocketAddr>, mut request: Request) -> Request {
+//!     request.extensions_mut().insert(from.ip());
+//!     request
+//! }
+//!
+//! async fn late(error: Error<Infallible>) -> (StatusCode, String) {
+//!     (StatusCode::GATEWAY_TIMEOUT, error.to_string())
+//! }
 //! ```
 //!
 //! Whoever is refused gets 429 or 503 with a problem document, `Retry-After` and `RateLimit` fields.
-//! Single policies are layers too: see [`layer`].
+//! Behind a proxy all callers have its address: tell them apart by a header that the proxy writes
+//! (`by = { header = "x-api-key" }`). Single policies are layers too: see [`layer`].
 //!
 //! # The order
 //!
@@ -112,6 +188,10 @@
 //!   same holds for hedges, which *always* send twice.
 //! - **A client that gives up early makes work, not time.** If the caller's timeout is shorter than the
 //!   callee's, the callee works for nobody. Let deadlines travel; refuse what has expired on arrival.
+//! - **Slow calls that are cut first.** `slow_after` must be less than the timeouts: a call that
+//!   is cut at two seconds is never slower than ten. It counts as failed then, which may be enough.
+//! - **Two that retry.** A client that retries by itself (hyper-util's legacy one, most SDKs) is not seen
+//!   by any budget: switch it off below a stack.
 //! - **Timeouts above the 99th percentile, not at the mean.** A timeout that one call in ten meets is a
 //!   retry storm with a fuse.
 //! - **A breaker before a fan-out** opens for all shards because one is down: give each its own

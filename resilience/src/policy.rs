@@ -95,7 +95,8 @@ pub struct Timeouts {
     /// One try, to the head of its answer. Not set: as long as `request` leaves.
     #[serde(rename = "backendRequest", skip_serializing_if = "Option::is_none")]
     pub backend_request: Option<Millis>,
-    /// A new connection. Default "1s": linkerd's outbound connect timeout.
+    /// A new connection. Default "1s": linkerd's outbound connect timeout. The proxies keep to it; a
+    /// client that is wrapped in a stack makes its own connections, and is told when it is made.
     pub connect: Millis,
 }
 

@@ -46,7 +46,8 @@ pub enum HashOn {
     Cookie(String),
     /// The path, without the query.
     Path,
-    /// The caller's address.
+    /// The caller's address: the request's `IpAddr` extension. The proxies know it; a service puts it
+    /// there.
     Source,
 }
 

@@ -4,6 +4,7 @@
 use std::{
     collections::VecDeque,
     future::Future,
+    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, ready},
@@ -308,4 +309,36 @@ async fn callees_are_told_which_try_it_is() {
     let silent = hedge.replace("after", "announce = false, after");
     let came = call(&silent, slow, &[]).await;
     assert_eq!(count(&came, envoy), [None, None]);
+}
+
+/// In a service that passes calls on: who asked it decides, as at the proxies.
+#[tokio::test]
+async fn the_callers_address_decides_where_its_calls_go() {
+    let text = r#"balance = { policy = "maglev", hash_on = "source" }"#;
+    let stack = Stack::<u8>::new(toml::from_str(text).expect("a policy")).expect("valid");
+    stack.set_members((0..10).map(selvedge_resilience::balance::Member::new));
+    let went = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&went);
+    let callee =
+        service_fn(async |_: Asked| Ok::<_, BoxError>(Response::new(Empty::<Bytes>::new())));
+    let transport = ServiceTransport::new(callee, move |key: &u8, _: &mut Asked| {
+        seen.lock().expect("no panic").push(*key);
+    });
+    let mut places = Vec::new();
+    for last in 0..16_u8 {
+        // The same address, as IPv4 and as it is written in IPv6.
+        let v4 = Ipv4Addr::new(10, 0, 0, last);
+        for source in [IpAddr::V4(v4), IpAddr::V6(v4.to_ipv6_mapped())].repeat(4) {
+            let mut request = Request::new(Empty::<Bytes>::new());
+            request.extensions_mut().insert(source);
+            drop(stack.call(&transport, request, ()).await.expect("answers"));
+        }
+        let mut went = std::mem::take(&mut *went.lock().expect("no panic"));
+        went.dedup();
+        assert_eq!(went.len(), 1, "{v4} went to {went:?}");
+        places.extend(went);
+    }
+    places.sort_unstable();
+    places.dedup();
+    assert!(places.len() > 3, "all go to {places:?}");
 }

@@ -1,5 +1,7 @@
 //! One try: what it must pass, and what its result means.
 
+use std::net::IpAddr;
+
 use http::{Response, header::RETRY_AFTER, request::Parts};
 use tokio::time::Instant;
 
@@ -83,8 +85,10 @@ fn hash_of(plan: &Plan, head: &Parts) -> Option<u64> {
             Some(stable_hash(value))
         }
         HashOn::Path => Some(stable_hash(head.uri.path().as_bytes())),
-        // Whoever knows the address puts a `HashKey` into the request.
-        HashOn::Source => None,
+        HashOn::Source => {
+            let source = head.extensions.get::<IpAddr>()?.to_canonical();
+            Some(stable_hash(source.to_string().as_bytes()))
+        }
     }
 }
 
