@@ -6,7 +6,6 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
 use selvedge_registry::{
     InstanceId, ServiceName,
     api::{
@@ -17,7 +16,7 @@ use selvedge_registry::{
 
 use super::{
     Api, App,
-    refusal::{Document, Names, Refusal, object},
+    refusal::{Document, Names, Raw, Refusal, object},
 };
 use crate::{
     audit::Who,
@@ -63,7 +62,7 @@ pub(super) async fn register(
 pub(super) async fn renew(
     State(api): App,
     Names(service, id): Names,
-    body: Bytes,
+    Raw(body): Raw,
 ) -> Result<StatusCode, Refusal> {
     let request: RenewRequest = match body.len() {
         0 => RenewRequest::default(),

@@ -15,6 +15,7 @@
 mod guard;
 mod instances;
 mod openapi;
+pub(crate) mod patience;
 mod policies;
 mod poll;
 mod query;

@@ -24,7 +24,7 @@ use selvedge_resilience::TrafficPolicy;
 use super::{
     App,
     query::tagged,
-    refusal::{Refusal, Service, object},
+    refusal::{Raw, Refusal, Service, object},
 };
 use crate::audit::Who;
 
@@ -65,7 +65,7 @@ pub(super) async fn put(
     who: Who,
     Service(service): Service,
     headers: HeaderMap,
-    body: Bytes,
+    Raw(body): Raw,
 ) -> Result<Response, Refusal> {
     api.serving()?;
     let policy = parse(&headers, &body)?;

@@ -16,6 +16,7 @@ use selvedge_registry::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use super::patience::{BODY, is_too_slow};
 use crate::server::Refused;
 
 /// A refusal on its way out.
@@ -144,12 +145,25 @@ impl<T: DeserializeOwned + Serialize, S: Send + Sync> FromRequest<S> for Documen
             return Err(Refusal::new(status, "media-type", title)
                 .detail("send content-type: application/json"));
         }
-        let body = Bytes::from_request(request, state).await;
-        let body = body.map_err(|error| match error.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-            _ => Refusal::bad(error.body_text()),
-        })?;
+        let Raw(body) = Raw::from_request(request, state).await?;
         object(&body).map(Self)
+    }
+}
+
+/// A body as it comes, whose errors are problems.
+#[derive(Debug)]
+pub struct Raw(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        let body = Bytes::from_request(request, state).await;
+        body.map(Self).map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+            _ if is_too_slow(&error) => too_slow(),
+            _ => Refusal::bad(error.body_text()),
+        })
     }
 }
 
@@ -238,6 +252,12 @@ fn make_whole(value: &mut Value) {
         Value::Object(fields) => fields.values_mut().for_each(make_whole),
         _ => {}
     }
+}
+
+fn too_slow() -> Refusal {
+    let title = "the body did not come in time";
+    Refusal::new(StatusCode::REQUEST_TIMEOUT, "too-slow", title)
+        .detail(format!("at most {} s from head to end", BODY.as_secs()))
 }
 
 pub(super) fn too_large() -> Refusal {

@@ -16,15 +16,17 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use super::{Api, Peer, refusal::name_methods, router};
+use super::{
+    Api, Peer,
+    patience::{self, Activity, IDLE, Impatient},
+    refusal::name_methods,
+    router,
+};
 use crate::tls::{self, Acceptor};
 
 /// A client that does not finish its handshake holds a place for this long. Source: nginx's
 /// `client_header_timeout` is 60 s; a mesh's own clients are quicker.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long a connection may be without a request, and a request's head may take. Source: nginx
-/// `keepalive_timeout`.
-const IDLE: Duration = Duration::from_secs(75);
 /// How long requests under way may go on once the server leaves.
 const GRACE: Duration = Duration::from_secs(2);
 /// Pause after the system refuses a connection: out of descriptors, it would spin.
@@ -131,10 +133,17 @@ impl Connection {
             names,
         });
         let router = self.router;
+        let activity = Activity::new();
+        let active = Arc::clone(&activity);
         let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
-            let mut request = request.map(Body::new);
+            let under_way = active.begin();
+            let mut request = request.map(patience::within_time);
             request.extensions_mut().insert(Arc::clone(&peer));
-            answer(router.clone(), request)
+            let router = router.clone();
+            async move {
+                let answer = answer(router, request).await?;
+                Ok::<_, Infallible>(answer.map(|body| under_way.until_end_of(body)))
+            }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -150,15 +159,23 @@ impl Connection {
             .max_concurrent_streams(256)
             .max_header_list_size(64 << 10);
         let service = TowerToHyperService::new(service);
-        let connection = builder.serve_connection(TokioIo::new(io), service);
+        let connection = builder.serve_connection(TokioIo::new(Impatient::new(io)), service);
         tokio::pin!(connection);
         let mut stop = self.stop;
         let stopped = async { stop.wait_for(|stop| *stop).await.is_ok() };
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            _ = stopped => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let ended = tokio::select! {
+            result = connection.as_mut() => Some(result),
+            () = activity.idle(IDLE) => None,
+            _ = stopped => None,
+        };
+        let result = if let Some(result) = ended {
+            result
+        } else {
+            // What is under way, or has come in this moment, is answered.
+            connection.as_mut().graceful_shutdown();
+            tokio::select! {
+                result = connection => result,
+                () = activity.idle(GRACE) => return,
             }
         };
         if let Err(error) = result {
@@ -172,3 +189,6 @@ async fn answer(router: Router, request: Request<Body>) -> Result<Response, Infa
     let response = router.oneshot(request).await?;
     Ok(name_methods(asked, response))
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,6 +60,8 @@ use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub use self::config::EurekaConfig;
+#[cfg(test)]
+pub(crate) use self::request::document;
 use self::{
     feed::Feed,
     model::Applications,

@@ -10,6 +10,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 use super::{answer::text, xml};
+use crate::api::patience::{TooSlow, is_too_slow};
 
 /// The parts of a path after its prefix: without empty ones, decoded.
 pub(crate) fn segments(path: &str) -> Option<Vec<String>> {
@@ -53,7 +54,7 @@ pub(super) fn value_of<'a>(query: &'a [(String, String)], name: &str) -> Option<
 }
 
 /// Reads a body of JSON or XML, compressed or not, whatever its type is said to be.
-pub(super) async fn document(
+pub(crate) async fn document(
     headers: &HeaderMap,
     body: Body,
     limit: usize,
@@ -67,6 +68,9 @@ pub(super) async fn document(
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             return Err(too_large());
+        }
+        Err(error) if is_too_slow(&*error) => {
+            return Err(text(StatusCode::REQUEST_TIMEOUT, TooSlow.to_string()));
         }
         Err(error) => return Err(bad(format!("the body ended early: {error}"))),
     };
