@@ -376,8 +376,15 @@ pub enum MemberState {
     Draining,
     /// Has left: nobody misses it.
     Left,
-    /// No longer heard of.
+    /// No longer heard of, and has not said goodbye. Told of for a quarter of an hour.
     Dead,
+}
+
+impl MemberState {
+    /// Whether it takes part: it is heard of and has not left.
+    pub fn is_present(self) -> bool {
+        !matches!(self, Self::Left | Self::Dead)
+    }
 }
 
 /// A registry server.

@@ -59,12 +59,14 @@ pub(crate) async fn status(registry: &Registry, printer: Printer) -> Result<bool
     Ok(status.well)
 }
 
-/// What each server says of itself: one that is cut off is found nowhere else.
+/// What each server says of itself that is there to say it: one that is cut off is found nowhere
+/// else.
 async fn tell(
     registry: &Registry,
     members: &MemberList,
 ) -> Vec<(String, Result<ServerStatus, String>)> {
-    let asked = members.members.iter().map(|member| async move {
+    let present = members.members.iter().filter(|m| m.state.is_present());
+    let asked = present.map(|member| async move {
         let told = async {
             let server = registry.server(member.http)?;
             server.get::<ServerStatus>("ask it", "/v1/status").await

@@ -122,6 +122,29 @@ async fn a_server_is_drained_by_its_name() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_died_is_missed_and_one_that_left_is_not() {
+    let (first, second) = two().await;
+    let third = serving(&config("n3", &[first.gossip_addr()])).await;
+    let url = url(&first);
+    let all = "3 registry servers, all serve";
+    let says = async |code: i32, parts: &[&str]| {
+        eventually("it says so", || async {
+            let output = selvedge(&url, &["status"]).await;
+            let said = text(&output);
+            output.status.code() == Some(code) && parts.iter().all(|part| said.contains(part))
+        })
+        .await;
+    };
+    says(0, &[all]).await;
+    second.shutdown().await;
+    says(0, &["2 registry servers, all serve", "n2", "left"]).await;
+    // As `kill -9` does: without a goodbye.
+    drop(third);
+    let reason = "! n3 is dead: it is not heard of any more";
+    says(1, &["2 registry servers, 1 of them serve", reason]).await;
+}
+
 /// An admin port with the server's keyring, as the daemon has it.
 fn admin_port(server: &RegistryServer, token: &str) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");

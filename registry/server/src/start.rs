@@ -171,6 +171,7 @@ impl RegistryServer {
             generation,
             http,
             members: gossip.members(),
+            dead: gossip.dead(),
             wall: environment.wall,
             peers: environment.peers,
             cluster,

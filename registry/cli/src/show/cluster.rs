@@ -60,8 +60,16 @@ impl Status {
     ) -> Self {
         let mut reasons = Vec::new();
         for member in &members.members {
-            if member.state != MemberState::Serving {
-                reasons.push(format!("{} is {}", member.node, word(&member.state)));
+            let node = &member.node;
+            match member.state {
+                // Who has said goodbye is not missed.
+                MemberState::Serving | MemberState::Left => {}
+                MemberState::Dead => reasons.push(format!(
+                    "{node} is dead: it is not heard of any more, and has not said that it leaves"
+                )),
+                MemberState::Joining | MemberState::Draining => {
+                    reasons.push(format!("{node} is {}", word(&member.state)));
+                }
             }
         }
         let mut servers = BTreeMap::new();
@@ -149,10 +157,12 @@ impl Answer for Status {
         document(self)
     }
     fn headline(&self) -> Option<String> {
-        let members = &self.members.members;
-        let serving = members.iter().filter(|m| m.state == MemberState::Serving);
+        let members = self.members.members.iter();
+        let states = members.map(|member| member.state);
+        let missed: Vec<_> = states.filter(|s| *s != MemberState::Left).collect();
+        let serving = missed.iter().filter(|s| **s == MemberState::Serving);
         let how = match serving.count() {
-            n if n == members.len() => "all serve".to_owned(),
+            n if n == missed.len() => "all serve".to_owned(),
             n => format!("{n} of them serve"),
         };
         let agree = match self.catalogues.agree {
@@ -163,7 +173,7 @@ impl Answer for Status {
         Some(format!(
             "{} registry servers, {how}; {} services, {} instances, {} of them up; \
              catalogues agree: {agree}\n",
-            members.len(),
+            missed.len(),
             self.services,
             self.instances,
             self.up

@@ -345,7 +345,7 @@ impl Call<'_> {
         let members = shared.member_list().members;
         let peers: Vec<String> = members
             .iter()
-            .filter(|member| !member.me)
+            .filter(|member| !member.me && member.state.is_present())
             .map(|member| format!("http://{}/eureka/", member.http))
             .collect();
         let peers = peers.join(",");

@@ -54,7 +54,7 @@ pub struct Member {
 impl Member {
     /// Whether it takes part: it is heard of and has not left.
     pub fn is_present(&self) -> bool {
-        !matches!(self.state, MemberState::Left | MemberState::Dead)
+        self.state.is_present()
     }
 }
 

@@ -160,6 +160,8 @@ pub struct Shared {
     pub(crate) leases: Leases,
     pub(crate) config: LeasesConfig,
     pub(crate) members: watch::Receiver<Members>,
+    /// Those that are no longer heard of, until they are forgotten.
+    pub(crate) dead: watch::Receiver<Members>,
     pub(crate) serving: watch::Sender<bool>,
     pub(crate) draining: watch::Sender<bool>,
     /// Peers up to whose last word this server has followed.
@@ -207,6 +209,7 @@ pub(crate) struct Identity {
     pub(crate) generation: u64,
     pub(crate) http: SocketAddr,
     pub(crate) members: watch::Receiver<Members>,
+    pub(crate) dead: watch::Receiver<Members>,
     pub(crate) wall: WallClock,
     pub(crate) peers: Peers,
     pub(crate) cluster: String,
@@ -233,6 +236,7 @@ impl Shared {
             leases: Leases::new(started, leases),
             config: leases.clone(),
             members: identity.members,
+            dead: identity.dead,
             serving: watch::channel(false).0,
             draining: watch::channel(false).0,
             synced: Mutex::default(),
@@ -403,11 +407,14 @@ impl Shared {
         self.orphans.lock().clear();
     }
 
-    /// Every server, as this one sees it.
+    /// Every server, as this one sees it; those that are dead or have left too, until they are
+    /// forgotten.
     pub fn member_list(&self) -> MemberList {
         let state = self.state.read();
         let owned = |node: &str| state.store.owned(node).map_or(0, |owned| owned.keys.len());
-        let members = self.members.borrow();
+        // Whoever dies between the two looks is in both.
+        let mut members = self.dead.borrow().clone();
+        members.extend(self.members.borrow().clone());
         let info = members.iter().map(|(node, member)| MemberInfo {
             node: node.to_string(),
             http: member.http,
