@@ -21,6 +21,7 @@ use crate::support::{Answer, ask, ask_by, config, eventually, instance, name, se
 const READ: &str = "a-token-that-reads";
 const ORDERS: &str = "a-token-that-registers-orders";
 const OPERATE: &str = "a-token-that-operates";
+const IN_A_URL: &str = "a-password-in-a-url";
 const PEER: &str = "what-servers-tell-each-other";
 
 /// Secrets come from files in a configuration; a test puts them in as they are.
@@ -423,7 +424,9 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
         .with_writer(move || writer.clone())
         .finish();
     let _for_this_thread = tracing::subscriber::set_default(subscriber);
-    let config = secured("n1", &[]);
+    let mut config = secured("n1", &[]);
+    // Nobody there: what is said of it, and of its URL, is looked at.
+    config.eureka.peers = vec![format!("http://joe:{IN_A_URL}@127.0.0.1:9/eureka")];
     let server = serving(&config).await;
     let body = r#"{"addr":"10.0.0.1:80","ttl":"30s"}"#;
     let path = "/v1/services/orders/instances/i1";
@@ -494,7 +497,9 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
     assert_eq!(told, want);
     let dump = serde_json::to_string(&config).expect("json");
     let debug = format!("{config:?} {:?}", server.shared());
-    for token in [READ, ORDERS, OPERATE, PEER] {
+    assert!(text.contains("127.0.0.1:9/eureka"), "{text}");
+    assert!(dump.contains("http://***@127.0.0.1:9/eureka"), "{dump}");
+    for token in [READ, ORDERS, OPERATE, PEER, IN_A_URL] {
         for shown in [&text, &dump, &debug] {
             assert!(!shown.contains(token), "{token}");
         }

@@ -2,6 +2,7 @@
 
 mod clients;
 mod http;
+mod peers;
 mod rest;
 mod strict;
 mod wild;

@@ -183,9 +183,9 @@ impl Outbox {
         if from_peer || instance.owner != *self.eureka.shared.node {
             return;
         }
-        let known = self.told.get(&key).copied();
         let whole = for_peers(&self.eureka, &key, &instance);
-        batch.push(key, Action::Heartbeat, whole, known);
+        // That it lives tells the peer nothing else: a change in the same batch counts.
+        batch.push(key, Action::Heartbeat, whole, None);
     }
 
     /// Notes what the peer has taken; tells whether it has taken all.
