@@ -1,16 +1,21 @@
 //! One call for all who ask the same at the same time, around any HTTP service.
+//!
+//! When something that everybody wants is not in a cache any more, everybody asks for it at once, and
+//! a callee that answers one call easily falls over a thousand. The core knows who asks what and who
+//! leads; but an answer over HTTP is a stream that can be read once, its length often unknown. So
+//! the leader's answer is gathered up to a limit before anybody gets it, and whoever leads goes on
+//! alone with an answer that is too long, too slow or not for everybody.
 
 mod asked;
+mod future;
 mod gather;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,18 +23,21 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, Version, request::Parts};
 use http_body::Body;
-use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::asked::by_rules;
-pub use self::asked::{ByRules, CoalesceKey};
-pub(super) use self::gather::{Front, Gather, Gathered};
+use self::{asked::by_rules, future::Step};
+pub use self::{
+    asked::{ByRules, CoalesceKey},
+    future::CoalesceFuture,
+};
+pub(super) use self::{
+    future::{Settled, settle},
+    gather::{Front, Gather},
+};
 use super::{EitherBody, Error, FixedBody, GuardedBody, oneshot::Oneshot};
 use crate::{
-    coalesce::{
-        CoalesceConfig, Coalescer, Follow, Joined, Key, KeyRules, Lead, OnError, Status, Turn,
-    },
+    coalesce::{CoalesceConfig, Coalescer, Joined, Key, KeyRules, Lead, OnError, Status},
     config::PolicyError,
     outcome::{Policy, Reason, Rejected},
 };
@@ -302,136 +310,5 @@ where
             lead,
             step,
         }
-    }
-}
-
-pin_project! {
-    /// Waits for another's answer, or makes the call.
-    pub struct CoalesceFuture<S, B, RB, F> {
-        coalesce: Arc<Coalesce>,
-        lead: Option<Lead<Answered>>,
-        #[pin]
-        step: Step<S, B, RB, F>,
-    }
-}
-
-pin_project! {
-    #[project = StepProj]
-    enum Step<S, B, RB, F> {
-        Follows { follow: Follow<Answered>, call: Option<(S, Request<B>)> },
-        Calls { #[pin] inner: Oneshot<S, Request<B>, F> },
-        Gathers { head: Option<http::response::Parts>, gather: Gather<GuardedBody<RB, ()>> },
-    }
-}
-
-impl<S, B, RB> Future for CoalesceFuture<S, B, RB, S::Future>
-where
-    S: Service<Request<B>, Response = Response<RB>>,
-    RB: Body<Data = Bytes> + Unpin,
-    RB::Error: Into<super::BoxError>,
-{
-    type Output = Result<Response<CoalescedBody<RB>>, Error<S::Error>>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        loop {
-            let next = match this.step.as_mut().project() {
-                StepProj::Follows { follow, call } => {
-                    match ready!(follow.poll(cx.waker())) {
-                        Turn::Answer(Ok(shared)) => {
-                            return Poll::Ready(Ok(shared.response().map(EitherBody::other)));
-                        }
-                        Turn::Answer(Err(rejected)) => return Poll::Ready(Err(rejected.into())),
-                        Turn::Broken => return Poll::Ready(Err(failed().into())),
-                        Turn::Lead(lead) => *this.lead = Some(lead),
-                        Turn::Alone => {}
-                    }
-                    let (service, request) = call.take().expect("it follows only once");
-                    Step::Calls {
-                        inner: Oneshot::new(service, request),
-                    }
-                }
-                StepProj::Calls { inner } => {
-                    // Held here meanwhile: a service that panics ends the flight while it unwinds.
-                    // In the future it would be dropped by whoever caught the panic, and pass on.
-                    let held = this.lead.take();
-                    let polled = inner.poll(cx);
-                    *this.lead = held;
-                    let answer = match ready!(polled) {
-                        Ok(answer) => answer.map(GuardedBody::free),
-                        Err(error) => {
-                            if let Some(lead) = this.lead.take() {
-                                this.coalesce.fail(lead, failed());
-                            }
-                            return Poll::Ready(Err(Error::Service(error)));
-                        }
-                    };
-                    let lead = this.lead.take();
-                    *this.lead = lead.and_then(|lead| {
-                        this.coalesce.judge(lead, answer.status(), answer.headers())
-                    });
-                    if this.lead.is_none() {
-                        return Poll::Ready(Ok(answer.map(EitherBody::own)));
-                    }
-                    let (head, body) = answer.into_parts();
-                    let Coalesce { limit, gather, .. } = **this.coalesce;
-                    Step::Gathers {
-                        head: Some(head),
-                        gather: Gather::new(body, limit, gather),
-                    }
-                }
-                StepProj::Gathers { head, gather } => {
-                    let held = this.lead.take();
-                    let polled = Pin::new(gather).poll(cx);
-                    *this.lead = held;
-                    let gathered = ready!(polled);
-                    let head = head.take().expect("it gathers only once");
-                    let lead = this.lead.take().expect("who gathers has the lead");
-                    let answer = settle(this.coalesce, lead, head, gathered);
-                    return Poll::Ready(Ok(answer.map(|body| match body {
-                        Settled::Shared(body) => EitherBody::other(body),
-                        Settled::Own(front, body) => EitherBody::own(body.with_front(front)),
-                    })));
-                }
-            };
-            this.step.set(next);
-        }
-    }
-}
-
-/// The leader's body.
-pub(super) enum Settled<B: Body> {
-    Shared(FixedBody),
-    Own(Front<B::Error>, B),
-}
-
-/// Gives everybody what was gathered, and the leader its answer.
-pub(super) fn settle<B: Body>(
-    coalesce: &Coalesce,
-    lead: Lead<Answered>,
-    head: http::response::Parts,
-    gathered: Gathered<B>,
-) -> Response<Settled<B>> {
-    let body = match gathered {
-        Gathered::Whole(data, trailers) => {
-            let body = FixedBody::from(data).with_trailers(trailers);
-            lead.share(Ok(SharedAnswer::new(&head, body.clone())));
-            Settled::Shared(body)
-        }
-        Gathered::Part(front, rest) => {
-            lead.release();
-            Settled::Own(front, rest)
-        }
-        Gathered::Broken(front, rest) => {
-            coalesce.fail(lead, failed());
-            Settled::Own(front, rest)
-        }
-    };
-    Response::from_parts(head, body)
-}
-
-impl<S, B, RB, F> fmt::Debug for CoalesceFuture<S, B, RB, F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("CoalesceFuture")
     }
 }
