@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -12,14 +12,13 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{ArrivedAt, Error, wall_if};
+use super::{ArrivedAt, Error, gate::Gate, wall_if};
 use crate::{
     context::{
         Deadline,
         deadline::{self, Said},
     },
     expired::ExpiredFilter,
-    outcome::Rejected,
 };
 
 /// When a call must be over: its extension says, else its headers, counted from `now`.
@@ -90,21 +89,14 @@ where
             let left = said.left(wall_if(said.needs_wall()))?;
             Deadline::after(arrived, left)
         });
-        match self.filter.admit(deadline, now) {
-            Ok(()) => {
-                if let (None, Some(deadline)) = (known, deadline) {
-                    request.extensions_mut().insert(deadline);
-                }
-                DeadlineFuture {
-                    inner: Some(self.inner.call(request)),
-                    rejected: None,
-                }
+        let admitted = self.filter.admit(deadline, now);
+        let (gate, _) = Gate::new(admitted, || {
+            if let (None, Some(deadline)) = (known, deadline) {
+                request.extensions_mut().insert(deadline);
             }
-            Err(rejected) => DeadlineFuture {
-                inner: None,
-                rejected: Some(rejected),
-            },
-        }
+            self.inner.call(request)
+        });
+        DeadlineFuture { gate }
     }
 }
 
@@ -113,8 +105,7 @@ pin_project! {
     #[derive(Debug)]
     pub struct DeadlineFuture<F> {
         #[pin]
-        inner: Option<F>,
-        rejected: Option<Rejected>,
+        gate: Gate<F>,
     }
 }
 
@@ -125,13 +116,8 @@ where
     type Output = Result<Response<RB>, Error<E>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        if let Some(rejected) = *this.rejected {
-            return Poll::Ready(Err(rejected.into()));
-        }
-        let inner = this.inner.as_pin_mut();
-        let inner = inner.expect("an admitted call has a future");
-        Poll::Ready(ready!(inner.poll(cx)).map_err(Error::Service))
+        let inner = self.project().gate.admitted()?;
+        inner.poll(cx).map_err(Error::Service)
     }
 }
 
@@ -143,7 +129,7 @@ mod tests {
     use tower::{ServiceExt, service_fn};
 
     use super::*;
-    use crate::{Policy, Reason, expired::ExpiredConfig};
+    use crate::{Policy, Reason, Rejected, expired::ExpiredConfig};
 
     const fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)

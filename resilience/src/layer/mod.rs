@@ -35,6 +35,7 @@ mod context;
 mod deadline;
 mod fallback;
 mod fault;
+mod gate;
 mod guard;
 mod hedge;
 mod inbound;

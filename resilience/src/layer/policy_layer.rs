@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -13,7 +13,9 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{BoxError, CallGuard, Completes, Error, GuardedBody, Moment, TransportError};
+use super::{
+    BoxError, CallGuard, Completes, Error, GuardedBody, Moment, TransportError, gate::Gate,
+};
 use crate::{
     adaptive::{self, AdaptiveLimit},
     breaker::{self, CircuitBreaker},
@@ -247,9 +249,8 @@ pin_project! {
     #[derive(Debug)]
     pub struct PolicyFuture<F, G: Completes, J = AnyFailure> {
         #[pin]
-        inner: Option<F>,
+        gate: Gate<F>,
         guard: Option<CallGuard<G>>,
-        rejected: Option<Rejected>,
         ending: Ending<J>,
     }
 }
@@ -263,23 +264,12 @@ impl<F, G: Completes> PolicyFuture<F, G> {
 
 impl<F, G: Completes, J> PolicyFuture<F, G, J> {
     fn ending(admitted: Result<G, Rejected>, ending: Ending<J>, call: impl FnOnce() -> F) -> Self {
-        match admitted {
-            Ok(permit) => {
-                // First the guard: a service that panics in `call` still gives the permit back.
-                let guard = CallGuard::new(permit);
-                Self {
-                    inner: Some(call()),
-                    guard: Some(guard),
-                    rejected: None,
-                    ending,
-                }
-            }
-            Err(rejected) => Self {
-                inner: None,
-                guard: None,
-                rejected: Some(rejected),
-                ending,
-            },
+        // First the guard: a service that panics in `call` still gives the permit back.
+        let (gate, guard) = Gate::new(admitted.map(CallGuard::new), call);
+        Self {
+            gate,
+            guard,
+            ending,
         }
     }
 }
@@ -295,14 +285,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        if let Some(rejected) = *this.rejected {
-            return Poll::Ready(Err(rejected.into()));
-        }
-        let inner = this
-            .inner
-            .as_pin_mut()
-            .expect("an admitted call has a future");
-        let result = std::task::ready!(inner.poll(cx));
+        let result = ready!(this.gate.admitted()?.poll(cx));
         let guard = this
             .guard
             .take()

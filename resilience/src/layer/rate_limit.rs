@@ -6,7 +6,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -15,7 +15,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::Error;
+use super::{Error, gate::Gate};
 use crate::{
     outcome::Rejected,
     rate_limit::{KeyedRateLimit, RateLimit, Status, headers::PolicyName},
@@ -244,25 +244,17 @@ pin_project! {
     #[derive(Debug)]
     pub struct RateLimitFuture<F> {
         #[pin]
-        inner: Option<F>,
-        rejected: Option<Rejected>,
+        gate: Gate<F>,
         told: Told,
     }
 }
 
 impl<F> RateLimitFuture<F> {
     fn new(admitted: Result<Told, Rejected>, call: impl FnOnce() -> F) -> Self {
-        match admitted {
-            Ok(told) => Self {
-                inner: Some(call()),
-                rejected: None,
-                told,
-            },
-            Err(rejected) => Self {
-                inner: None,
-                rejected: Some(rejected),
-                told: None,
-            },
+        let (gate, told) = Gate::new(admitted, call);
+        Self {
+            gate,
+            told: told.flatten(),
         }
     }
 }
@@ -275,17 +267,11 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        if let Some(rejected) = *this.rejected {
-            return Poll::Ready(Err(rejected.into()));
-        }
-        let inner = this
-            .inner
-            .as_pin_mut()
-            .expect("an admitted call has a future");
+        let inner = this.gate.admitted()?;
         let Some(told) = this.told else {
             return inner.poll(cx).map_err(Error::Service);
         };
-        let mut answer = std::task::ready!(inner.poll(cx)).map_err(Error::Service)?;
+        let mut answer = ready!(inner.poll(cx)).map_err(Error::Service)?;
         let (name, status) = &**told;
         name.write(answer.headers_mut(), *status);
         Poll::Ready(Ok(answer))

@@ -17,7 +17,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -27,10 +27,9 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::Error;
+use super::{Error, gate::Gate};
 use crate::{
     context::priority::Priority,
-    outcome::Rejected,
     shed::{Shedder, Ticket},
 };
 
@@ -109,27 +108,17 @@ where
         let priority = priority.unwrap_or_else(|| Priority::extract(request.headers()));
         let arrived = extensions.get::<ArrivedAt>().map(|at| at.0);
         let now = now();
-        match self
+        let admitted = self
             .shedder
             .admit_since(priority, arrived.unwrap_or(now), now)
-        {
-            Ok(ticket) => {
+            .map(|ticket| {
                 let mark = Mark(Arc::new(Mutex::new(Some(ticket))));
                 request.extensions_mut().insert(mark.clone());
-                // First the guard: a panic in `call` must not leave a request waiting for ever.
-                let waits = Waits(mark);
-                ShedFuture {
-                    inner: Some(self.inner.call(request)),
-                    waits: Some(waits),
-                    rejected: None,
-                }
-            }
-            Err(rejected) => ShedFuture {
-                inner: None,
-                waits: None,
-                rejected: Some(rejected),
-            },
-        }
+                // A guard from here on: a panic in `call` must not leave a request waiting for ever.
+                Waits(mark)
+            });
+        let (gate, waits) = Gate::new(admitted, || self.inner.call(request));
+        ShedFuture { gate, waits }
     }
 }
 
@@ -148,9 +137,8 @@ pin_project! {
     #[derive(Debug)]
     pub struct ShedFuture<F> {
         #[pin]
-        inner: Option<F>,
+        gate: Gate<F>,
         waits: Option<Waits>,
-        rejected: Option<Rejected>,
     }
 }
 
@@ -162,14 +150,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        if let Some(rejected) = *this.rejected {
-            return Poll::Ready(Err(rejected.into()));
-        }
-        let inner = this
-            .inner
-            .as_pin_mut()
-            .expect("an admitted call has a future");
-        let result = std::task::ready!(inner.poll(cx));
+        let result = ready!(this.gate.admitted()?.poll(cx));
         *this.waits = None;
         Poll::Ready(result.map_err(Error::Service))
     }
