@@ -42,7 +42,7 @@ use std::{
 
 use selvedge_resilience::{
     TrafficPolicy,
-    adaptive::{AdaptiveConfig, AlgorithmConfig},
+    adaptive::{AdaptiveConfig, AlgorithmConfig, CubicConfig},
     breaker::BreakerConfig,
     config::{BackoffRange, Millis, Rate, Ratio},
     outcome::{FailureClass, Outcome},
@@ -60,6 +60,8 @@ pub struct Tables {
     /// A rule of the adaptive limit: samples in, limits out. Run by the crate's unit tests, as the
     /// rule alone is no public item.
     pub adaptive: Vec<Adaptive>,
+    /// The curve of the rule "cubic".
+    pub cubic: Vec<Cubic>,
     /// The shares of an adaptive limit's partitions.
     pub partitions: Vec<Partitions>,
     /// The retry budget.
@@ -112,6 +114,7 @@ impl Tables {
             "calls" => take(text, &mut self.calls),
             "breaker" => take(text, &mut self.breaker),
             "adaptive" => take(text, &mut self.adaptive),
+            "cubic" => take(text, &mut self.cubic),
             "partitions" => take(text, &mut self.partitions),
             "budget" => take(text, &mut self.budget),
             "bucket" => take(text, &mut self.bucket),
@@ -131,6 +134,7 @@ impl Tables {
             ("calls", self.calls.len()),
             ("breaker", self.breaker.len()),
             ("adaptive", self.adaptive.len()),
+            ("cubic", self.cubic.len()),
             ("partitions", self.partitions.len()),
             ("budget", self.budget.len()),
             ("bucket", self.bucket.len()),
@@ -151,6 +155,7 @@ impl Tables {
         of(&self.calls)
             .chain(of(&self.breaker))
             .chain(of(&self.adaptive))
+            .chain(of(&self.cubic))
             .chain(of(&self.partitions))
             .chain(of(&self.budget))
             .chain(of(&self.bucket))
@@ -217,6 +222,7 @@ case!(
     Calls.steps,
     Breaker.steps,
     Adaptive.samples,
+    Cubic.points,
     Partitions.steps,
     Budget.steps,
     Bucket.steps,
@@ -659,6 +665,30 @@ pub struct AdaptiveSample {
     #[serde(default)]
     pub dropped: bool,
     pub limit: u32,
+}
+
+/// A limit, or a rate, that moves by the rule "cubic".
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cubic {
+    pub name: String,
+    pub source: String,
+    pub config: CubicConfig,
+    /// What it was before the last drop, and when that was, in seconds.
+    pub top: f64,
+    pub since: f64,
+    pub points: Vec<CubicPoint>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CubicPoint {
+    /// In seconds.
+    pub at: f64,
+    /// A drop: it becomes a share of what it was, which is the top from then on.
+    #[serde(default)]
+    pub dropped: bool,
+    pub is: f64,
 }
 
 /// The shares of an adaptive limit's partitions.

@@ -2,7 +2,11 @@
 //!
 //! They know neither threads nor clocks but the tick they are handed, and are asked once a window.
 
-use super::config::{AimdConfig, AlgorithmConfig, Gradient2Config, GradientConfig, VegasConfig};
+use std::time::Duration;
+
+use super::config::{
+    AimdConfig, AlgorithmConfig, CubicConfig, Gradient2Config, GradientConfig, VegasConfig,
+};
 use crate::{
     clock::{Tick, nanos},
     due::Due,
@@ -60,6 +64,7 @@ impl Verdict {
 #[derive(Debug)]
 pub(super) enum Algorithm {
     Aimd(Aimd),
+    Cubic(Cubic),
     Vegas(Vegas),
     Gradient2(Gradient2),
     Gradient(Gradient),
@@ -77,6 +82,10 @@ impl Algorithm {
                 }),
                 verdict,
             ),
+            AlgorithmConfig::Cubic(config) => {
+                let cubic = Cubic::new(config.clone(), bounds);
+                (Self::Cubic(cubic), verdict)
+            }
             AlgorithmConfig::Vegas(config) => {
                 let vegas = Vegas::new(config.clone(), bounds, rng);
                 (Self::Vegas(vegas), verdict)
@@ -103,6 +112,7 @@ impl Algorithm {
     ) -> Verdict {
         match self {
             Self::Aimd(aimd) => Verdict::limit(aimd.update(sample, bounds)),
+            Self::Cubic(cubic) => Verdict::limit(cubic.update(sample, bounds, now)),
             Self::Vegas(vegas) => Verdict::limit(vegas.update(sample, bounds, rng)),
             Self::Gradient2(gradient) => Verdict::limit(gradient.update(sample, bounds)),
             Self::Gradient(gradient) => gradient.update(sample, bounds, now, rng),
@@ -118,6 +128,7 @@ impl Algorithm {
     pub(super) fn reconfigure(&mut self, config: &AlgorithmConfig) -> bool {
         match (self, config) {
             (Self::Aimd(aimd), AlgorithmConfig::Aimd(config)) => aimd.config = config.clone(),
+            (Self::Cubic(cubic), AlgorithmConfig::Cubic(config)) => cubic.config = config.clone(),
             (Self::Vegas(vegas), AlgorithmConfig::Vegas(config)) => vegas.config = config.clone(),
             (Self::Gradient2(gradient), AlgorithmConfig::Gradient2(config)) => {
                 gradient.config = config.clone();
@@ -128,6 +139,48 @@ impl Algorithm {
             _ => return false,
         }
         true
+    }
+}
+
+/// Back to where the last drop was, slowly past it, then on. Source: RFC 9438, AWS SDKs.
+#[derive(Debug)]
+pub(super) struct Cubic {
+    config: CubicConfig,
+    limit: f64,
+    /// The limit before the last drop, and how long it has been since; not until there was one.
+    curve: Option<(f64, Duration)>,
+    last: Tick,
+}
+
+impl Cubic {
+    fn new(config: CubicConfig, bounds: Bounds) -> Self {
+        Self {
+            config,
+            limit: bounds.initial,
+            curve: None,
+            last: Tick(0),
+        }
+    }
+
+    fn update(&mut self, sample: &Sample, bounds: Bounds, now: Tick) -> f64 {
+        // None if the clock was set back: only what passes from here on counts.
+        let passed = now.since(self.last);
+        self.last = now;
+        if sample.dropped {
+            self.curve = Some((self.limit, Duration::ZERO));
+            self.limit *= self.config.beta.fraction();
+        } else if f64::from(sample.in_flight) * 2.0 >= self.limit.floor() {
+            // Time in which nobody needs the limit says nothing of what would be too much.
+            self.limit = match &mut self.curve {
+                Some((top, since)) => {
+                    *since = since.saturating_add(passed);
+                    self.config.at(*top, *since).max(self.limit)
+                }
+                None => self.limit + 1.0,
+            };
+        }
+        self.limit = self.limit.clamp(bounds.min, bounds.max);
+        self.limit
     }
 }
 

@@ -1,4 +1,4 @@
-//! The reference's cases ADP-1 to ADP-4, to the digit.
+//! The reference's cases ADP-1 to ADP-4 and THR-2, to the digit.
 
 use super::*;
 use crate::config::Ratio;
@@ -309,6 +309,12 @@ fn every_algorithm_finds_the_callees_concurrency() {
             &[4, 200],
             16..=100,
         ),
+        (
+            "cubic",
+            AlgorithmConfig::Cubic(CubicConfig::default()),
+            &[4, 200],
+            16..=100,
+        ),
     ];
     for (name, config, from, want) in cases {
         for &initial in from {
@@ -335,5 +341,71 @@ fn every_algorithm_finds_the_callees_concurrency() {
                 "{name} from {initial}: {mean} {late:?}"
             );
         }
+    }
+}
+
+type Second = (u64, Sample);
+
+/// A second for each sample; the limits after them.
+fn seconds(samples: &[Second]) -> Vec<u32> {
+    let (config, bounds) = (
+        AlgorithmConfig::Cubic(CubicConfig::default()),
+        bounds(1, 100, 10),
+    );
+    let rng = Rng::new(1);
+    let (mut algorithm, _) = Algorithm::start(&config, bounds, &rng);
+    let at = |seconds: u64| Tick(seconds * 1_000_000_000);
+    let limit =
+        |(second, sample): &Second| algorithm.update(sample, bounds, at(*second), &rng).limit;
+    samples.iter().map(limit).collect()
+}
+
+#[test]
+fn thr_2_cubic_is_quickly_back_slowly_past_and_then_on() {
+    let full = |second| (second, sample(10.0, 100));
+    let idle = |second| (second, sample(10.0, 1));
+    let dropped = |second| (second, drop_of(100));
+    let cases: [(&str, Vec<Second>, &[u32]); 6] = [
+        (
+            "before any drop it feels its way",
+            vec![full(1), full(2)],
+            &[11, 12],
+        ),
+        (
+            "the reference's curve",
+            vec![
+                dropped(5),
+                full(6),
+                full(7),
+                full(8),
+                full(9),
+                full(10),
+                full(11),
+            ],
+            &[7, 9, 10, 10, 13, 21, 36],
+        ),
+        (
+            "two drops",
+            vec![dropped(5), dropped(6), full(7), full(9)],
+            &[7, 4, 6, 7],
+        ),
+        (
+            "time that nobody needs it does not count",
+            vec![dropped(5), idle(3_600), full(3_601)],
+            &[7, 7, 9],
+        ),
+        (
+            "a clock that was set back does not stop it",
+            vec![dropped(7_200), full(5), full(6), full(7)],
+            &[7, 7, 9, 10],
+        ),
+        (
+            "never above the most",
+            vec![dropped(5), full(500)],
+            &[7, 100],
+        ),
+    ];
+    for (name, samples, want) in cases {
+        assert_eq!(seconds(&samples), want, "{name}");
     }
 }

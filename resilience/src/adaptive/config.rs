@@ -227,6 +227,8 @@ pub(super) fn millionths(share: Ratio) -> u64 {
 pub enum AlgorithmConfig {
     /// By drops alone: for callees whose latency says nothing.
     Aimd(AimdConfig),
+    /// By drops alone too, but quickly back to where the last one was, and slowly past it.
+    Cubic(CubicConfig),
     /// By the queue that the round trip over an idle callee's betrays.
     Vegas(VegasConfig),
     /// By the round trip against its own long average.
@@ -255,6 +257,44 @@ impl Default for AimdConfig {
         Self {
             backoff: Ratio::percent(90),
         }
+    }
+}
+
+/// Parameters of [`AlgorithmConfig::Cubic`].
+///
+/// The limit *t* seconds after a drop at *W* calls is `scale × (t − K)³ + W`, with
+/// *K* = ∛(*W* × (1 − `beta`) ÷ `scale`): steep at first, flat at *W*, steep beyond it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct CubicConfig {
+    /// What a drop leaves of the limit, in (0, 1). Default 70 %: RFC 9438, AWS SDKs.
+    pub beta: Ratio,
+    /// How fast the limit moves, more than 0 and at most 1000. Default 0.4: RFC 9438, AWS SDKs.
+    pub scale: f64,
+}
+
+impl Default for CubicConfig {
+    fn default() -> Self {
+        Self {
+            beta: Ratio::percent(70),
+            scale: 0.4,
+        }
+    }
+}
+
+impl CubicConfig {
+    /// The curve: what a limit that was `top` before its last drop has become `since` then.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let cubic = selvedge_resilience::adaptive::CubicConfig::default();
+    /// assert_eq!(cubic.at(10.0, Duration::ZERO).round(), 7.0);
+    /// assert_eq!(cubic.at(10.0, Duration::from_secs(2)).round(), 10.0);
+    /// ```
+    pub fn at(&self, top: f64, since: Duration) -> f64 {
+        let flat = (top * (1.0 - self.beta.fraction()) / self.scale).cbrt();
+        self.scale * (since.as_secs_f64() - flat).powi(3) + top
     }
 }
 
@@ -365,6 +405,11 @@ impl AlgorithmConfig {
         };
         match self {
             Self::Aimd(c) => part("aimd.backoff", c.backoff, false),
+            Self::Cubic(c) => {
+                part("cubic.beta", c.beta, false)?;
+                let fits = c.scale > 0.0 && c.scale <= 1_000.0;
+                ensure(fits, "cubic.scale", c.scale, "more than 0, at most 1000")
+            }
             Self::Vegas(c) => {
                 let allowed = format!("at least alpha = {}", c.alpha);
                 ensure(c.beta >= c.alpha, "vegas.beta", c.beta, &allowed)?;
@@ -431,12 +476,13 @@ impl AlgorithmConfig {
 #[expect(dead_code, reason = "only its schema is asked for")]
 enum Table {
     Aimd(AimdConfig),
+    Cubic(CubicConfig),
     Vegas(VegasConfig),
     Gradient2(Gradient2Config),
     Gradient(GradientConfig),
 }
 
-const NAMES: &[&str] = &["aimd", "vegas", "gradient2", "gradient"];
+const NAMES: &[&str] = &["aimd", "cubic", "vegas", "gradient2", "gradient"];
 
 impl<'de> Deserialize<'de> for AlgorithmConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -444,11 +490,12 @@ impl<'de> Deserialize<'de> for AlgorithmConfig {
         impl<'de> de::Visitor<'de> for Visitor {
             type Value = AlgorithmConfig;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("aimd, vegas, gradient2 or gradient, or a table { name = {..} }")
+                f.write_str("aimd, cubic, vegas, gradient2 or gradient, or a table { name = {..} }")
             }
             fn visit_str<E: de::Error>(self, name: &str) -> Result<AlgorithmConfig, E> {
                 Ok(match name {
                     "aimd" => AlgorithmConfig::Aimd(AimdConfig::default()),
+                    "cubic" => AlgorithmConfig::Cubic(CubicConfig::default()),
                     "vegas" => AlgorithmConfig::Vegas(VegasConfig::default()),
                     "gradient2" => AlgorithmConfig::Gradient2(Gradient2Config::default()),
                     "gradient" => AlgorithmConfig::Gradient(GradientConfig::default()),
@@ -464,6 +511,7 @@ impl<'de> Deserialize<'de> for AlgorithmConfig {
                 };
                 let algorithm = match name.as_str() {
                     "aimd" => AlgorithmConfig::Aimd(map.next_value()?),
+                    "cubic" => AlgorithmConfig::Cubic(map.next_value()?),
                     "vegas" => AlgorithmConfig::Vegas(map.next_value()?),
                     "gradient2" => AlgorithmConfig::Gradient2(map.next_value()?),
                     "gradient" => AlgorithmConfig::Gradient(map.next_value()?),

@@ -10,6 +10,7 @@
 //! | algorithm | looks at | for |
 //! |---|---|---|
 //! | `aimd` | drops | callees whose round trip varies too much to say anything |
+//! | `cubic` | drops, and the limit at the last one | the same, where `aimd` is too slow to come back |
 //! | `vegas` | round trip over the best one known | steady callees |
 //! | `gradient2` (default) | round trip over its own long average | most |
 //! | `gradient` | round trip over one measured at a low limit | callees whose idle round trip drifts |
@@ -49,7 +50,7 @@
 //!
 //! # Source
 //! Netflix concurrency-limits (AIMD, Vegas, Gradient2, windows, partitions); Envoy's adaptive
-//! concurrency filter (gradient). Gradient2 there ignores drops; Envoy's limit is exceeded by
+//! concurrency filter (gradient); RFC 9438 and the AWS SDKs (cubic). Gradient2 there ignores drops; Envoy's limit is exceeded by
 //! racing requests; both are not so here.
 
 mod algorithm;
@@ -64,8 +65,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::config::{
-    AdaptiveConfig, AimdConfig, AlgorithmConfig, Gradient2Config, GradientConfig, PartitionBy,
-    VegasConfig,
+    AdaptiveConfig, AimdConfig, AlgorithmConfig, CubicConfig, Gradient2Config, GradientConfig,
+    PartitionBy, VegasConfig,
 };
 use self::{
     algorithm::{Algorithm, Bounds, Next, Verdict},

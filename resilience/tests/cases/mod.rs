@@ -58,6 +58,7 @@ fn calls_through_a_tower_stack() {
 fn every_kind_that_is_one_cores_affair() {
     let all = tables();
     run_all("cores", "breaker", &all.breaker, core::breaker);
+    run_all("cores", "cubic", &all.cubic, numbers::cubic);
     run_all("cores", "partitions", &all.partitions, core::partitions);
     run_all("cores", "budget", &all.budget, core::budget);
     run_all("cores", "bucket", &all.bucket, core::bucket);
@@ -74,6 +75,7 @@ fn every_kind_that_is_one_cores_affair() {
 fn every_kind_that_is_one_core_s_affair_through_its_layer() {
     let all = tables();
     run_all("tower", "breaker", &all.breaker, layers::breaker);
+    run_all("tower", "cubic", &all.cubic, layers::cubic);
     run_all("tower", "partitions", &all.partitions, layers::partitions);
     run_all("tower", "budget", &all.budget, layers::budget);
     run_all("tower", "bucket", &all.bucket, layers::bucket);
@@ -93,6 +95,7 @@ const RUN: &[&str] = &[
     "bucket",
     "budget",
     "calls",
+    "cubic",
     "ewma",
     "headers",
     "outlier",
@@ -110,7 +113,6 @@ fn no_kind_is_left_out_and_none_is_empty() {
     }
 }
 
-/// THR-2 is CUBIC's, which the throttle does not have.
 const PUBLIC: &[(&str, u32)] = &[
     ("WIN", 4),
     ("BRK", 10),
@@ -118,7 +120,7 @@ const PUBLIC: &[(&str, u32)] = &[
     ("BKO", 1),
     ("RL", 1),
     ("ADP", 6),
-    ("THR", 1),
+    ("THR", 2),
     ("OUT", 1),
     ("LB", 1),
     ("HDR", 3),
@@ -150,7 +152,7 @@ fn every_public_case_is_in_a_table() {
 fn what_no_driver_knows_is_refused() {
     let case = "\n[[case]]\nname = \"n\"\nsource = \"s\"\n";
     for (text, says) in [
-        ("kind = \"cubic\"", "no driver knows"),
+        ("kind = \"quartic\"", "no driver knows"),
         ("[[case]]", "kind"),
         ("kind = \"calls\"", "missing field `case`"),
         ("kind = \"calls\"\ncase = []", "without cases"),

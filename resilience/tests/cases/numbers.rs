@@ -31,6 +31,24 @@ pub(super) fn backoff(case: &table::Backoff) -> Vec<String> {
     found
 }
 
+pub(super) fn cubic(case: &table::Cubic) -> Vec<String> {
+    let (mut top, mut since, mut is) = (case.top, case.since, case.top);
+    let mut found = Vec::new();
+    for point in &case.points {
+        is = if point.dropped {
+            (top, since) = (is * case.config.beta.fraction(), point.at);
+            top
+        } else {
+            case.config
+                .at(top, Duration::from_secs_f64(point.at - since))
+        };
+        if (is - point.is).abs() > 1e-9 {
+            found.push(format!("at {}: {is}, want {}", point.at, point.is));
+        }
+    }
+    found
+}
+
 pub(super) fn throttle(case: &table::Throttle) -> Vec<String> {
     let mut found = Vec::new();
     for &(requests, accepts, want) in &case.points {

@@ -104,6 +104,7 @@ const WHOLE: &[&str] = &[
     r#"concurrency = { initial = 20, window = "10ms", min_samples = 1, min_rtt = "0s", algorithm = { gradient = { buffer = "25%", jitter = "15%", measure_every = "60s", measure_limit = 3, measure_samples = 5 } } }"#,
     r#"concurrency = { window = "10ms", min_samples = 1, min_rtt = "0s", algorithm = { vegas = { alpha = 3, beta = 6, decrease = "90%", probe_every = 30, smoothing = "50%" } } }"#,
     r#"concurrency = { window = "10ms", min_samples = 1, min_rtt = "0s", algorithm = { aimd = { backoff = "90%" } } }"#,
+    r#"concurrency = { window = "10ms", min_samples = 1, min_rtt = "0s", min = 1, algorithm = { cubic = { beta = "70%", scale = 0.4 } } }"#,
     r#"
     [fault]
     delay = { fixed = "3ms", percentage = "50%", by_header = true, max = "10s" }

@@ -8,9 +8,9 @@ use http::Request;
 use http_body_util::Empty;
 use selvedge_resilience::{
     FailureClass, Outcome, Reason, Rng,
-    adaptive::AdaptiveLimit,
+    adaptive::{AdaptiveConfig, AdaptiveLimit, AlgorithmConfig},
     config::{Millis, Ratio},
-    layer::{PolicyLayer, RateLimitLayer, ThrottleLayer},
+    layer::{ByClass, Error, PolicyLayer, RateLimitLayer, ThrottleLayer},
     rate_limit::{RateLimit, headers::PolicyName},
     throttle::{Throttle, ThrottleConfig},
 };
@@ -133,4 +133,48 @@ pub(in crate::cases) fn throttle(case: &table::Throttle) -> Vec<String> {
         }
     }
     found
+}
+
+/// As far as a limit goes by it: whole calls, and the top of a second drop is its own.
+pub(in crate::cases) fn cubic(case: &table::Cubic) -> Vec<String> {
+    let config = AdaptiveConfig {
+        algorithm: AlgorithmConfig::Cubic(case.config.clone()),
+        initial: case.top as u32,
+        min: 1,
+        max: 1_000,
+        window: Millis::new(500),
+        min_samples: 1,
+        min_rtt: Millis::new(0),
+        ..AdaptiveConfig::default()
+    };
+    paused(async {
+        let core = AdaptiveLimit::new(config, Rng::new(1)).expect("valid");
+        let layer = PolicyLayer::new(core.clone());
+        let start = Instant::now();
+        let mut found = Found::default();
+        let good = |point: &&table::CubicPoint| !point.dropped;
+        for (n, point) in case.points.iter().take_while(good).enumerate() {
+            sleep_until(start + Duration::from_secs_f64(point.at)).await;
+            // The first point is the drop; at each of the others half of the limit is used.
+            let (calls, outcome) = match n {
+                0 => (1, Outcome::Failure(FailureClass::Timeout)),
+                _ => (core.limit().div_ceil(2), Outcome::Success),
+            };
+            let layer = layer.clone().judge(ByClass);
+            // The last ends first, and with it the window: it has seen how many there are.
+            let calls = (1..=calls).map(|n| {
+                let took = Duration::from_millis(if n == calls { 1 } else { 2 });
+                let callee = service_fn(move |_: Request<Empty<Bytes>>| async move {
+                    sleep(took).await;
+                    answer(outcome).map_err(Error::Service)
+                });
+                layer.layer(callee).oneshot(get())
+            });
+            for answer in join_all(calls).await {
+                drop(whole(answer).await);
+            }
+            found.look(n, "limit", &core.limit(), &(point.is as u32));
+        }
+        found.0
+    })
 }

@@ -4,6 +4,7 @@
 //! Three have no request to be driven by, and are the cores' alone: the rule of an adaptive limit
 //! by itself, a budget of which more is taken than calls were made (every call deposits), and waits
 //! that grow by a step, which no policy has.
+//! Of the curve of `cubic` a limit shows whole calls.
 
 mod balancing;
 mod breaker;
@@ -23,7 +24,7 @@ use selvedge_resilience::{
 pub(super) use self::{
     balancing::{ewma, outlier},
     breaker::breaker,
-    limits::{partitions, rate_limit, throttle},
+    limits::{cubic, partitions, rate_limit, throttle},
     retries::{backoff, bucket, budget, headers},
 };
 
