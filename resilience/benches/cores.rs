@@ -14,6 +14,7 @@
 use std::{
     hint::black_box,
     sync::Barrier,
+    task::Waker,
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,7 @@ use selvedge_resilience::{
     balance::{BalanceConfig, BalancePolicy, Balancer, Member, OutlierConfig, PickContext},
     breaker::{BreakerConfig, CircuitBreaker, Window},
     bulkhead::Bulkhead,
+    coalesce::{Coalescer, Joined, Key},
     context::Priority,
     fault::{FaultConfig, Faults},
     keyed::KeyedConfig,
@@ -154,6 +156,30 @@ fn admission(c: &mut Criterion) {
     });
 }
 
+/// Whoever asks alone makes the call; with somebody who asks the same, one call answers both.
+fn coalescing(c: &mut Criterion) {
+    let keys: Vec<Key> = (0..1_024_u64)
+        .map(|n| Key::new(format!("GET http://orders/{n}").into_bytes()))
+        .collect();
+    let key = |n: u64| keys[(n % 1_024) as usize].clone();
+    let coalescer = Coalescer::<u64>::new(4_096);
+    both(c, "coalesce_alone", |n| {
+        // The other thread may ask the same just then.
+        if let Joined::Lead(lead) = coalescer.join(key(n)) {
+            lead.share(black_box(n));
+        }
+    });
+    let coalescer = Coalescer::<u64>::new(4_096);
+    both(c, "coalesce_with_a_follower", |n| {
+        if let (Joined::Lead(lead), Joined::Follow(mut follow)) =
+            (coalescer.join(key(n)), coalescer.join(key(n)))
+        {
+            lead.share(black_box(n));
+            black_box(follow.poll(Waker::noop()).is_ready());
+        }
+    });
+}
+
 fn picks(c: &mut Criterion) {
     let now = Instant::now();
     let policies = [
@@ -192,6 +218,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_millis(700))
         .sample_size(15);
-    targets = admission, picks
+    targets = admission, coalescing, picks
 }
 criterion_main!(benches);

@@ -30,9 +30,10 @@ use selvedge_resilience::{
     balance::Member,
     breaker::{BreakerConfig, CircuitBreaker},
     bulkhead::Bulkhead,
+    coalesce::CoalesceConfig,
     layer::{
-        AdaptiveLayer, BreakerLayer, BulkheadLayer, RateLimitLayer, ReplayBody, RetryLayer, Stack,
-        TimeoutLayer, Transport,
+        AdaptiveLayer, BreakerLayer, BulkheadLayer, CoalesceLayer, RateLimitLayer, ReplayBody,
+        RetryLayer, Stack, TimeoutLayer, Transport,
     },
     rate_limit::RateLimit,
     retry::RetryConfig,
@@ -124,6 +125,16 @@ fn layers(c: &mut Criterion) {
         "retry",
         retry.layer(service_fn(noop::<ReplayBody<Body>>)),
     );
+    // A question that has a key: without a host there is none.
+    let uri = http::Uri::from_static("http://orders/1");
+    let aim = move |mut request: Request<Body>| {
+        *request.uri_mut() = uri.clone();
+        request
+    };
+    let aimed = base().map_request(aim.clone());
+    service(c, "baseline_with_uri", aimed);
+    let coalesce = CoalesceLayer::new(&CoalesceConfig::default()).expect("valid");
+    service(c, "coalesce", coalesce.layer(base()).map_request(aim));
 }
 
 #[derive(Clone, Copy)]

@@ -227,3 +227,109 @@ impl Drop for Command<'_> {
         self.rolling.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::{layer::BoxError, outcome::Reason};
+
+    type Came = Result<Outcome, Error<BoxError>>;
+
+    #[test]
+    fn what_a_call_came_to_in_hystrixs_words() {
+        let refused = |policy| Err(Error::Rejected(Rejected::new(policy, Reason::Full)));
+        let failed =
+            |kind: io::ErrorKind| Err(Error::Service(BoxError::from(io::Error::from(kind))));
+        let cases: [(Came, Event); 14] = [
+            (Ok(Outcome::Success), Event::Success),
+            (
+                Ok(Outcome::Failure(FailureClass::ServerError)),
+                Event::Failure,
+            ),
+            (Ok(Outcome::Failure(FailureClass::Timeout)), Event::Timeout),
+            (Ok(Outcome::RateLimited), Event::Failure),
+            (Ok(Outcome::Ignored), Event::BadRequest),
+            (failed(io::ErrorKind::ConnectionRefused), Event::Failure),
+            (refused(Policy::Breaker), Event::ShortCircuited),
+            (refused(Policy::Deadline), Event::Timeout),
+            (refused(Policy::Balancer), Event::Failure),
+            (refused(Policy::Fault), Event::Failure),
+            (refused(Policy::Coalesce), Event::Failure),
+            (refused(Policy::Bulkhead), Event::Rejected),
+            (refused(Policy::RateLimit), Event::Rejected),
+            (refused(Policy::Throttle), Event::Rejected),
+        ];
+        for (came, want) in cases {
+            assert_eq!(Event::of(&came, |outcome| *outcome), want, "{came:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_counted_before_somebody_watches_or_after() {
+        let commands = Commands::default();
+        assert!(commands.begin().is_none() && commands.view(Instant::now()).is_none());
+        commands.watch();
+        let before = commands.begin().expect("somebody watches");
+        commands.unwatch();
+        assert!(commands.begin().is_none());
+        before.ended(Event::Success, Duration::ZERO);
+        let view = commands.view(Instant::now()).expect("somebody has watched");
+        assert_eq!((view.count(Event::Success), view.in_flight), (1, 1));
+        drop(before);
+        let view = commands.view(Instant::now()).expect("as before");
+        assert_eq!(view.in_flight, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_window_holds_ten_seconds_and_what_was_at_once() {
+        let commands = Commands::default();
+        commands.watch();
+        let view = || commands.view(Instant::now()).expect("somebody watches");
+        for event in [
+            Event::Success,
+            Event::Timeout,
+            Event::Rejected,
+            Event::ShortCircuited,
+        ] {
+            let (one, other) = (commands.begin().expect("watched"), commands.begin());
+            tokio::time::advance(Duration::from_millis(100)).await;
+            one.ended(event, Duration::from_millis(40));
+            drop((one, other));
+        }
+        let cancelled = commands.begin().expect("watched");
+        cancelled.fell_back();
+        drop(cancelled);
+        let now = view();
+        let counts = [
+            Event::Success,
+            Event::Timeout,
+            Event::Rejected,
+            Event::ShortCircuited,
+        ];
+        assert_eq!(counts.map(|event| now.count(event)), [1; 4]);
+        assert_eq!(
+            (now.count(Event::Failure), now.count(Event::FallbackSuccess)),
+            (0, 1)
+        );
+        assert_eq!((now.in_flight, now.most), (0, 2));
+
+        // Latencies are of whole slices: the one that runs is not among them yet. Refusals are none.
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let later = view();
+        let (mean, percentiles) = later.total;
+        assert!((90..=115).contains(&mean), "{mean}");
+        assert!(
+            percentiles.iter().all(|ms| (90..=115).contains(ms)),
+            "{percentiles:?}"
+        );
+        let (mean, _) = later.execute;
+        assert!((36..=46).contains(&mean), "{mean}");
+
+        tokio::time::advance(Duration::from_secs(11)).await;
+        let past = view();
+        assert_eq!(counts.map(|event| past.count(event)), [0; 4]);
+        assert_eq!((past.most, past.total.0), (0, 0));
+    }
+}
