@@ -244,7 +244,7 @@
     )
 )]
 
-// The table types of `cases/table.rs` name the crate as drivers outside it do.
+// The table types of `cases/table` name the crate as drivers outside it do.
 #[cfg(test)]
 extern crate self as selvedge_resilience;
 

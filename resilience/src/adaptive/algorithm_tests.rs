@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::Ratio;
 
-#[path = "../../cases/table.rs"]
+#[path = "../../cases/table/mod.rs"]
 mod table;
 
 const MS: f64 = 1e6;

@@ -11,7 +11,7 @@ mod cores;
 #[cfg(feature = "tower")]
 mod layers;
 mod numbers;
-#[path = "../../cases/table.rs"]
+#[path = "../../cases/table/mod.rs"]
 mod table;
 #[cfg(feature = "tower")]
 mod tower;
