@@ -174,3 +174,63 @@ mod tests {
         assert_eq!(slices.sum(1, 1, None), COUNT_MAX - 1);
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::*;
+
+    /// Two threads, each with its own step; what is left for `look`.
+    fn both(
+        steps: [fn(&Slices<2>); 2],
+        before: fn(&Slices<2>),
+        look: fn(&Slices<2>),
+    ) -> impl Fn() + Sync + Send {
+        move || {
+            let slices = Arc::new(Slices::<2>::new(SET_BACK));
+            before(&slices);
+            let threads = steps.map(|step| {
+                let slices = Arc::clone(&slices);
+                thread::spawn(move || step(&slices))
+            });
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+            look(&slices);
+        }
+    }
+
+    #[test]
+    fn two_who_add_to_one_slice_or_turn_it_are_both_counted() {
+        let (add, look): (fn(&Slices<2>), _) = (
+            |it| it.add(3, 1),
+            |it: &Slices<2>| {
+                assert_eq!(it.sum(3, 1, None), 2);
+            },
+        );
+        // The slot holds an older slice: whoever comes first turns it.
+        loom::model(both([add, add], |it| it.add(1, 7), look));
+        loom::model(both([add, add], |_| (), look));
+    }
+
+    #[test]
+    fn who_is_late_for_a_slice_changes_nothing_and_undoes_nothing() {
+        let (late, next): (fn(&Slices<2>), fn(&Slices<2>)) = (|it| it.add(1, 5), |it| it.add(3, 1));
+        let look = |it: &Slices<2>| assert_eq!(it.sum(3, 1, None), 1);
+        loom::model(both([late, next], |_| (), look));
+    }
+
+    #[test]
+    fn the_highest_of_two_stays_and_what_is_taken_back_is_taken_once() {
+        let (low, high): (fn(&Slices<2>), fn(&Slices<2>)) =
+            (|it| it.raise(pack(3, 4)), |it| it.raise(pack(3, 9)));
+        let look = |it: &Slices<2>| assert_eq!(it.most(3, 1), 9);
+        loom::model(both([low, high], |_| (), look));
+        let take: fn(&Slices<2>) = |it| it.take_back(3);
+        let none = |it: &Slices<2>| assert_eq!(it.sum(3, 1, None), 0);
+        loom::model(both([take, take], |it| it.add(3, 1), none));
+    }
+}

@@ -524,3 +524,54 @@ impl Drop for Permit {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::thread;
+
+    use super::*;
+
+    #[test]
+    fn two_who_ask_for_the_last_of_a_share_do_not_both_have_it() {
+        loom::model(|| {
+            let share = Arc::new(Share {
+                name: "batch".into(),
+                millionths: AtomicU64::new(MILLION / 2),
+                busy: AtomicU32::new(1),
+            });
+            let threads = [(); 2].map(|()| {
+                let share = Arc::clone(&share);
+                thread::spawn(move || {
+                    let taken = share.take_below(share.of(4));
+                    if taken {
+                        share.give_back();
+                    }
+                    taken
+                })
+            });
+            let taken = threads.map(|thread| thread.join().expect("no panic"));
+            assert!(taken.contains(&true), "one was free");
+            assert_eq!(share.busy.load(Ordering::Acquire), 1);
+        });
+    }
+
+    #[test]
+    fn no_more_than_a_share_are_taken() {
+        loom::model(|| {
+            let share = Arc::new(Share {
+                name: "batch".into(),
+                millionths: AtomicU64::new(MILLION / 2),
+                busy: AtomicU32::new(1),
+            });
+            let threads = [(); 2].map(|()| {
+                let share = Arc::clone(&share);
+                thread::spawn(move || u32::from(share.take_below(share.of(4))))
+            });
+            let taken: u32 = threads
+                .map(|thread| thread.join().expect("no panic"))
+                .iter()
+                .sum();
+            assert_eq!((taken, share.busy.load(Ordering::Acquire)), (1, 2));
+        });
+    }
+}

@@ -346,3 +346,30 @@ impl Drop for Active {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::thread;
+
+    use super::*;
+
+    #[test]
+    fn no_more_suffer_at_once_than_may() {
+        loom::model(|| {
+            let config = FaultConfig {
+                max_active: Some(1),
+                ..FaultConfig::default()
+            };
+            let faults = Faults::new(&config, Rng::new(1)).expect("valid");
+            let threads = [(); 2].map(|()| {
+                let core = Arc::clone(&faults.0);
+                thread::spawn(move || Active::take(&core, 1))
+            });
+            let taken = threads.map(|thread| thread.join().expect("no panic"));
+            assert_eq!(taken.iter().flatten().count(), 1);
+            assert_eq!(faults.status().active, 1);
+            drop(taken);
+            assert_eq!(faults.status().active, 0);
+        });
+    }
+}

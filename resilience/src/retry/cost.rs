@@ -285,4 +285,25 @@ mod models {
             assert_eq!(bucket.tokens(), 5);
         });
     }
+
+    #[test]
+    fn a_bucket_that_shrinks_while_somebody_takes_keeps_what_was_spent() {
+        loom::model(|| {
+            let config = |tokens| CostConfig {
+                tokens,
+                retry: 2,
+                after_timeout: 2,
+                success: 0,
+            };
+            let bucket = CostBucket::new(config(6)).expect("valid");
+            let other = bucket.clone();
+            let taker = thread::spawn(move || other.try_take(Outcome::Cancelled).is_ok());
+            bucket.reconfigure(config(4)).expect("valid");
+            assert!(
+                taker.join().expect("no panic"),
+                "there was enough in any order"
+            );
+            assert_eq!(bucket.tokens(), 2);
+        });
+    }
 }
