@@ -43,8 +43,12 @@ pub struct LimitsConfig {
     /// Open watches of one client on one server. Default 2,000: a guess; behind an address
     /// translator a whole network is one client.
     pub watches_per_client: usize,
-    /// Open connections of one server. Default 50,000: a guess.
+    /// Open connections of one server. Default 50,000: a guess. Fewer where the system lets the
+    /// process have fewer descriptors.
     pub connections: usize,
+    /// Open connections from one address (of IPv6, one /64). Default 10,000: a guess, a fifth of
+    /// all; behind an address translator a whole network is one.
+    pub connections_per_address: usize,
 }
 
 impl Default for LimitsConfig {
@@ -61,6 +65,7 @@ impl Default for LimitsConfig {
             watches: 20_000,
             watches_per_client: 2_000,
             connections: 50_000,
+            connections_per_address: 10_000,
         }
     }
 }
@@ -87,6 +92,7 @@ impl LimitsConfig {
             ("watches", self.watches),
             ("watches_per_client", self.watches_per_client),
             ("connections", self.connections),
+            ("connections_per_address", self.connections_per_address),
         ] {
             if value == 0 {
                 let path = format!("limits.{field}");

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use selvedge_registry::node::{
     admin::Admin,
     config::{self, ConfigError},
-    listen,
+    descriptors, listen,
     shutdown::Signals,
     telemetry,
 };
@@ -18,6 +18,7 @@ use selvedge_registry_server::{
     RegistryConfig, RegistryServer, StartError,
     config::{DEV_PORT, DEV_SERVERS},
     gossip,
+    limits::LimitsConfig,
 };
 
 /// Keeps the list of who is where, together with its peers, without any other store.
@@ -111,8 +112,34 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("start the runtime")
 }
 
-async fn serve(config: RegistryConfig, ports_file: Option<PathBuf>) -> anyhow::Result<()> {
+/// Takes no more connections than there are descriptors for them, and for all else.
+fn fit_to_descriptors(limits: &mut LimitsConfig) {
+    let limit = match descriptors::raise() {
+        Ok(limit) => limit,
+        Err(error) => {
+            tracing::warn!(%error, "raise the limit of open files failed");
+            return;
+        }
+    };
+    let (wanted, room) = (
+        limits.connections,
+        descriptors::room(limits.connections, limit),
+    );
+    if room < wanted {
+        tracing::warn!(
+            open_files = limit,
+            connections = room,
+            wanted,
+            "fewer connections than limits.connections: the system lets this process open so many \
+             files (ulimit -n, LimitNOFILE)"
+        );
+    }
+    limits.connections = room;
+}
+
+async fn serve(mut config: RegistryConfig, ports_file: Option<PathBuf>) -> anyhow::Result<()> {
     let _flush = telemetry::init("selvedge-registry", &config.telemetry)?;
+    fit_to_descriptors(&mut config.limits);
     let mut signals = Signals::new().context("listen to signals")?;
     let admin = Admin::default();
     let admin_listener = listen::bind("admin port", config.admin.bind).map_err(StartError::from)?;

@@ -6,6 +6,7 @@ mod bench;
 mod client;
 mod cluster;
 mod described;
+mod descriptors;
 mod dns;
 mod eureka;
 mod failures;

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod cidr;
 pub mod config;
+pub mod descriptors;
 pub mod drain;
 mod export;
 pub mod listen;

@@ -138,7 +138,7 @@ pub(super) fn client(who: &Who) -> Arc<str> {
 }
 
 /// One host has 2⁶⁴ addresses of IPv6: its network counts.
-fn address(ip: IpAddr) -> String {
+pub(super) fn address(ip: IpAddr) -> String {
     match ip.to_canonical() {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => {

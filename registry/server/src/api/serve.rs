@@ -1,6 +1,12 @@
 //! Connections: how many, in clear or TLS, HTTP/1.1 or HTTP/2, and how they end.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body, http::Request, response::Response};
 use hyper_util::{
@@ -8,6 +14,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -18,6 +25,7 @@ use tower::ServiceExt;
 
 use super::{
     Api, Peer,
+    guard::address,
     patience::{self, Activity, IDLE, Impatient},
     refusal::name_methods,
     router,
@@ -53,6 +61,7 @@ pub(crate) async fn serve(listener: Listener, api: Arc<Api>, dialects: Router) {
     ));
     let stop = api.stop.clone();
     let router = router(Arc::clone(&api), dialects);
+    let from = Addresses::new(api.limits.connections_per_address);
     let mut connections = JoinSet::new();
     loop {
         // Whoever finds no place waits in the kernel's queue.
@@ -66,6 +75,11 @@ pub(crate) async fn serve(listener: Listener, api: Arc<Api>, dialects: Router) {
             tokio::time::sleep(BACK_OFF).await;
             continue;
         };
+        let Some(counted) = from.one_more(addr.ip()) else {
+            // Not a word: whoever opens so many would be sent as many.
+            tracing::debug!(client = %addr, "too many connections from this address");
+            continue;
+        };
         let connection = Connection {
             addr,
             router: router.clone(),
@@ -74,7 +88,7 @@ pub(crate) async fn serve(listener: Listener, api: Arc<Api>, dialects: Router) {
         let tls = listener.tls.clone();
         connections.spawn(async move {
             connection.run(stream, tls).await;
-            drop(place);
+            drop((place, counted));
         });
     }
     let ended = async { while connections.join_next().await.is_some() {} };
@@ -93,6 +107,56 @@ async fn accept(
         Err(error) => {
             tracing::warn!(%error, "registry API cannot accept");
             None
+        }
+    }
+}
+
+/// How many connections there are from each address.
+#[derive(Debug)]
+struct Addresses {
+    most: usize,
+    open: Mutex<HashMap<String, usize>>,
+}
+
+/// One of them; over when dropped.
+#[derive(Debug)]
+struct Counted {
+    all: Arc<Addresses>,
+    address: String,
+}
+
+impl Addresses {
+    fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            open: Mutex::default(),
+        })
+    }
+
+    /// `None` if there are as many as there may be.
+    fn one_more(self: &Arc<Self>, ip: IpAddr) -> Option<Counted> {
+        let address = address(ip);
+        let mut open = self.open.lock();
+        let there = open.entry(address.clone()).or_default();
+        if *there >= self.most {
+            return None;
+        }
+        *there += 1;
+        Some(Counted {
+            all: Arc::clone(self),
+            address,
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut open = self.all.open.lock();
+        if let Some(there) = open.get_mut(&self.address) {
+            *there -= 1;
+            if *there == 0 {
+                open.remove(&self.address);
+            }
         }
     }
 }
