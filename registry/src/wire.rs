@@ -31,6 +31,9 @@ use crate::{
     name::{InstanceId, ServiceName},
 };
 
+/// In the refusal of a registration because a later life of the instance is known: that life's
+/// incarnation.
+pub const INCARNATION_HEADER: &str = "x-selvedge-incarnation";
 /// How often a watch says at least something.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Metadata entries an instance may have.

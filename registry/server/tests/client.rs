@@ -91,6 +91,46 @@ async fn a_server_that_goes_is_not_noticed() {
     drop(second);
 }
 
+#[tokio::test]
+async fn a_process_whose_clock_was_set_back_is_registered_all_the_same() {
+    let server = serving(&config("n1", &[])).await;
+    // Twice, its last life is of a clock that was an hour ahead: one that is still there, one that
+    // is buried.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let ahead = now.expect("after 1970").as_millis() + 3_600_000;
+    let body = format!(r#"{{"addr":"127.0.0.1:1","ttl":"60s","incarnation":{ahead}}}"#);
+    for id in ["live", "buried"] {
+        let path = format!("/v1/services/orders/instances/{id}");
+        assert_eq!(ask(&server, ("PUT", &path), &body).await.status, 200);
+    }
+    let buried = ("DELETE", "/v1/services/orders/instances/buried");
+    assert_eq!(ask(&server, buried, "").await.status, 204);
+    let client = client(&[&server]);
+    let begun = tokio::time::Instant::now();
+    let mut held = Vec::new();
+    for id in ["live", "buried"] {
+        let mut registration = client.register(instance("orders", id, 4001));
+        registration.registered().await;
+        held.push(registration);
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(2));
+    let watch = client.watch(&name("orders"));
+    eventually("in its new life", || async {
+        let list = watch.current();
+        let new = |e: &selvedge_registry::Endpoint| e.addr.port() == 4001;
+        list.endpoints.len() == 2 && list.endpoints.iter().all(new)
+    })
+    .await;
+    // And its renewals are of that life.
+    let renewals = || server.shared().counters.renewals.load(Ordering::Relaxed);
+    let before = renewals();
+    eventually("renewed twice", || async { renewals() >= before + 4 }).await;
+    assert!(
+        held.iter()
+            .all(selvedge_registry::client::Registration::is_registered)
+    );
+}
+
 /// The same addresses again, in a new life.
 async fn again(config: &RegistryConfig, addr: SocketAddr) -> RegistryServer {
     let config = RegistryConfig {

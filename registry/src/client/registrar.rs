@@ -21,7 +21,7 @@ use crate::{
     api::{Lease, LeaseReason, MAX_BATCH, RenewBatch, Renewals},
     instance::{Instance, InstanceStatus},
     name::{InstanceId, ServiceName},
-    wire::RegisterRequest,
+    wire::{INCARNATION_HEADER, RegisterRequest},
 };
 
 /// How long saying good-bye may take.
@@ -201,8 +201,8 @@ fn unix_ms() -> u64 {
 #[derive(Debug)]
 struct Work {
     entry: Arc<Entry>,
-    /// Grows with each start as long as clocks do not go back by more than an outage lasts; the
-    /// registry settles what remains.
+    /// Grows with each start as long as clocks do not go back; where one does, the registry says
+    /// what it has to be above.
     incarnation: u64,
     /// The edition of `wanted` that a server has.
     told: Option<u64>,
@@ -324,6 +324,7 @@ impl Task {
             let (path, ttl) = (path(&instance), work.ttl());
             let reply = self.call("PUT", &path, body, ttl).await;
             let status = reply.as_ref().map(|reply| reply.status.as_u16());
+            let later = reply.as_ref().and_then(later_life);
             let work = &mut self.work[n];
             let registered = matches!(status, Some(200 | 201));
             if registered {
@@ -335,8 +336,10 @@ impl Task {
                 work.told = None;
             }
             if status == Some(409) {
-                // A later life of this instance is known: ours has to be later still.
-                work.incarnation = unix_ms().max(work.incarnation + 1);
+                // A later life of this instance is known: ours has to be later still, also where this
+                // clock was set back since.
+                let known = later.unwrap_or_default().max(work.incarnation);
+                work.incarnation = unix_ms().max(known.saturating_add(1));
             }
             work.entry.standing.send_replace(match reply {
                 _ if registered => Standing::Registered,
@@ -437,6 +440,12 @@ impl Task {
         }
         Some(reply)
     }
+}
+
+/// The incarnation of the later life that a registration was refused for.
+fn later_life(reply: &Reply) -> Option<u64> {
+    let value = reply.headers.get(INCARNATION_HEADER)?;
+    value.to_str().ok()?.parse().ok()
 }
 
 /// Whether it is the request that is wrong. A conflict is settled by a later incarnation, a limit

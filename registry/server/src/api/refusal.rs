@@ -11,6 +11,7 @@ use bytes::Bytes;
 use selvedge_registry::{
     InstanceId, ServiceName,
     problem::{CONTENT_TYPE, Problem},
+    wire::INCARNATION_HEADER,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -93,9 +94,14 @@ impl Refusal {
             ),
             Refused::Later { incarnation } => {
                 let title = "a later life of this instance is registered";
-                Self::new(StatusCode::CONFLICT, "later-incarnation", title).detail(format!(
-                    "its incarnation is {incarnation}: a new life needs a higher one"
-                ))
+                Self::new(StatusCode::CONFLICT, "later-incarnation", title)
+                    .detail(format!(
+                        "its incarnation is {incarnation}: a new life needs a higher one"
+                    ))
+                    .header(
+                        HeaderName::from_static(INCARNATION_HEADER),
+                        (*incarnation).into(),
+                    )
             }
             Refused::Limit { what, limit } => Self::full(what, *limit),
             Refused::Invalid(why) => Self::bad(why),
