@@ -124,7 +124,8 @@ impl TlsConfig {
     }
 }
 
-/// How often the files are looked at. A guess: certificates live for hours at least.
+/// How often the files are looked at. A guess: certificates live for hours at least. (What this
+/// server shows to its peers is renewed by their connector.)
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Accepts TLS by the newest certificate that could be used.
@@ -202,7 +203,68 @@ pub fn names(certificates: Option<&[CertificateDer<'_>]>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use selvedge_registry::client::connect::Protocol;
+    use tokio::{net::TcpListener, time::sleep};
+
     use super::*;
+
+    /// Writes a new authority, and a certificate by it; gives who trusts it.
+    fn renew(config: &TlsConfig) -> Connector {
+        let path = |path: &Option<PathBuf>| path.clone().expect("a path");
+        let mut params = CertificateParams::new(Vec::new()).expect("params");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = || KeyPair::generate().expect("key");
+        let issuer = CertifiedIssuer::self_signed(params, key()).expect("signed");
+        std::fs::write(path(&config.ca), issuer.pem()).expect("written");
+        let own = key();
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("params");
+        let certificate = params.signed_by(&own, &issuer).expect("signed");
+        std::fs::write(path(&config.cert), certificate.pem()).expect("written");
+        std::fs::write(path(&config.key), own.serialize_pem()).expect("written");
+        let files = TlsFiles {
+            ca: path(&config.ca),
+            identity: None,
+            server_name: None,
+        };
+        Connector::tls(&files).expect("good files")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewed_certificate_is_shown_to_the_next_client_and_a_damaged_one_is_not() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = |name: &str| Some(dir.path().join(name));
+        let config = TlsConfig {
+            cert: file("tls.pem"),
+            key: file("tls.key"),
+            ca: file("ca.pem"),
+            ..TlsConfig::default()
+        };
+        let old = renew(&config);
+        let acceptor = Acceptor::new(&config).expect("good").expect("TLS");
+        tokio::spawn(acceptor.clone().reload_for_ever(config.clone()));
+        // It reads them once more before it waits.
+        sleep(Duration::from_secs(1)).await;
+        let is_trusted = async |connector: &Connector| {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+            let addr = listener.local_addr().expect("bound").to_string();
+            let accepted = async {
+                let (stream, _) = listener.accept().await.expect("accepted");
+                acceptor.current().accept(stream).await
+            };
+            let connected = connector.connect(&addr, Protocol::Http1);
+            let (accepted, connected) = tokio::join!(accepted, connected);
+            accepted.is_ok() && connected.is_ok()
+        };
+        assert!(is_trusted(&old).await);
+        let new = renew(&config);
+        assert!(is_trusted(&old).await, "not looked at yet");
+        sleep(LOOK).await;
+        assert!(is_trusted(&new).await);
+        std::fs::write(dir.path().join("tls.key"), "-----BEGIN").expect("written");
+        sleep(LOOK).await;
+        assert!(is_trusted(&new).await, "the last good one");
+    }
 
     #[test]
     fn half_a_configuration_is_refused() {

@@ -9,23 +9,29 @@
 //! - With TLS configured no byte of a request leaves in clear; a server whose certificate does not
 //!   fit its name is not spoken to.
 //! - Key and token never show in `Debug`.
-//!
-//! # What it does not do
-//! Reload: a process whose certificate was renewed builds a new connector. (Servers reload theirs.)
+//! - Files that were renewed are taken by the next connection that is made half a minute later or
+//!   more; what cannot be used changes nothing and is said in the log.
 
 use std::{
-    fmt, io,
+    fmt,
+    hash::{DefaultHasher, Hasher as _},
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use arc_swap::ArcSwap;
+
 use http::HeaderValue;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::Instant,
 };
 use tokio_rustls::{
     TlsConnector,
@@ -141,6 +147,10 @@ pub enum Protocol {
     Http2,
 }
 
+/// How often renewed files are looked for, at most. A guess: certificates live for hours at least.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// What the files held when they were read last.
 #[derive(Clone)]
 struct Tls {
     http1: TlsConnector,
@@ -148,33 +158,8 @@ struct Tls {
     name: Option<ServerName<'static>>,
 }
 
-/// Connects to registry servers. Clones share certificates and sessions.
-#[derive(Clone, Default)]
-pub struct Connector {
-    tls: Option<Arc<Tls>>,
-    authorization: Option<HeaderValue>,
-}
-
-impl fmt::Debug for Connector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connector")
-            .field("tls", &self.tls.is_some())
-            .field("token", &self.authorization.is_some())
-            .finish()
-    }
-}
-
-impl Connector {
-    /// Plain TCP, without a token.
-    pub fn plain() -> Self {
-        Self::default()
-    }
-
-    /// TLS by these files.
-    ///
-    /// # Errors
-    /// [`TlsError`] naming the file and what is wrong with it.
-    pub fn tls(files: &TlsFiles) -> Result<Self, TlsError> {
+impl Tls {
+    fn read(files: &TlsFiles) -> Result<Self, TlsError> {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|source| TlsError::Unusable {
@@ -196,11 +181,123 @@ impl Connector {
         http2.alpn_protocols = vec![b"h2".to_vec()];
         let name = files.server_name.as_ref().map(|name| server_name(name));
         Ok(Self {
-            tls: Some(Arc::new(Tls {
-                http1: TlsConnector::from(Arc::new(http1)),
-                http2: TlsConnector::from(Arc::new(http2)),
-                name: name.transpose()?,
-            })),
+            http1: TlsConnector::from(Arc::new(http1)),
+            http2: TlsConnector::from(Arc::new(http2)),
+            name: name.transpose()?,
+        })
+    }
+}
+
+/// The files, and what of them is used.
+struct Renewed {
+    files: TlsFiles,
+    current: ArcSwap<Tls>,
+    looked: Mutex<Looked>,
+}
+
+struct Looked {
+    again: Instant,
+    contents: Vec<Option<u64>>,
+}
+
+impl Renewed {
+    fn new(files: &TlsFiles) -> Result<Arc<Self>, TlsError> {
+        // Before they are read: what comes in between is seen the next time.
+        let contents = contents(files);
+        Ok(Arc::new(Self {
+            files: files.clone(),
+            current: ArcSwap::from_pointee(Tls::read(files)?),
+            looked: Mutex::new(Looked {
+                again: Instant::now() + LOOK,
+                contents,
+            }),
+        }))
+    }
+
+    /// For the next connection. Cancel-safe: what was begun is finished for the one after.
+    async fn current(self: &Arc<Self>) -> Arc<Tls> {
+        let now = Instant::now();
+        let is_due = {
+            let mut looked = self.looked.lock();
+            let is_due = looked.again <= now;
+            if is_due {
+                looked.again = now + LOOK;
+            }
+            is_due
+        };
+        if is_due {
+            let this = Arc::clone(self);
+            // Disks may be slow. A look that failed leaves what there is.
+            let _looked = tokio::task::spawn_blocking(move || this.look()).await;
+        }
+        self.current.load_full()
+    }
+
+    fn look(&self) {
+        let now = contents(&self.files);
+        if self.looked.lock().contents == now {
+            return;
+        }
+        match Tls::read(&self.files) {
+            Ok(tls) => {
+                self.current.store(Arc::new(tls));
+                tracing::info!(ca = %self.files.ca.display(), "certificates renewed");
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                let causes = std::iter::successors(Some(error), |error| (*error).source());
+                let causes: Vec<String> = causes.map(ToString::to_string).collect();
+                tracing::error!(
+                    error = causes.join(": "),
+                    "renewed certificates cannot be used, the old ones stay"
+                );
+            }
+        }
+        self.looked.lock().contents = now;
+    }
+}
+
+/// A hash of what each file holds, as a key is not to lie about; `None` of one that cannot be read.
+fn contents(files: &TlsFiles) -> Vec<Option<u64>> {
+    let identity = files.identity.iter().flat_map(|(chain, key)| [chain, key]);
+    let all = std::iter::once(&files.ca).chain(identity);
+    let hash = |bytes: Vec<u8>| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&bytes);
+        hasher.finish()
+    };
+    all.map(|path| std::fs::read(path).ok().map(hash)).collect()
+}
+
+/// Connects to registry servers. Clones share certificates and sessions.
+#[derive(Clone, Default)]
+pub struct Connector {
+    tls: Option<Arc<Renewed>>,
+    authorization: Option<HeaderValue>,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("tls", &self.tls.is_some())
+            .field("token", &self.authorization.is_some())
+            .finish()
+    }
+}
+
+impl Connector {
+    /// Plain TCP, without a token.
+    pub fn plain() -> Self {
+        Self::default()
+    }
+
+    /// TLS by these files, and by what they are renewed to.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file and what is wrong with it.
+    pub fn tls(files: &TlsFiles) -> Result<Self, TlsError> {
+        Ok(Self {
+            tls: Some(Renewed::new(files)?),
             authorization: None,
         })
     }
@@ -239,9 +336,10 @@ impl Connector {
     pub async fn connect(&self, server: &str, protocol: Protocol) -> io::Result<Stream> {
         let tcp = TcpStream::connect(server).await?;
         tcp.set_nodelay(true)?;
-        let Some(tls) = &self.tls else {
+        let Some(renewed) = &self.tls else {
             return Ok(Stream::Plain(tcp));
         };
+        let tls = renewed.current().await;
         let name = match &tls.name {
             Some(name) => name.clone(),
             None => server_name(host(server)).map_err(io::Error::other)?,
@@ -321,7 +419,103 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use tokio_rustls::{
+        TlsAcceptor,
+        rustls::{ServerConfig, server::WebPkiClientVerifier},
+    };
+
     use super::*;
+
+    /// A new authority, a server that it has signed, and the client's files, which it has as well.
+    struct Mesh {
+        acceptor: TlsAcceptor,
+        /// The client's certificate.
+        client: CertificateDer<'static>,
+    }
+
+    impl Mesh {
+        fn written_to(files: &TlsFiles) -> Self {
+            let mut params = CertificateParams::new(Vec::new()).expect("params");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let key = || KeyPair::generate().expect("key");
+            let issuer = CertifiedIssuer::self_signed(params, key()).expect("signed");
+            std::fs::write(&files.ca, issuer.pem()).expect("written");
+            let issue = |key: &KeyPair| {
+                let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]);
+                params
+                    .expect("params")
+                    .signed_by(key, &issuer)
+                    .expect("signed")
+            };
+            let (ours, theirs) = (key(), key());
+            let (client, server) = (issue(&ours), issue(&theirs));
+            let (chain, key) = files.identity.as_ref().expect("an identity");
+            std::fs::write(chain, client.pem()).expect("written");
+            std::fs::write(key, ours.serialize_pem()).expect("written");
+            let roots = Arc::new(read_roots(&files.ca).expect("an authority"));
+            let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+            let config = ServerConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_client_cert_verifier(clients.expect("a verifier"))
+                .with_single_cert(
+                    vec![server.der().clone()],
+                    PrivateKeyDer::try_from(theirs.serialize_der()).expect("a key"),
+                )
+                .expect("they fit");
+            Self {
+                acceptor: TlsAcceptor::from(Arc::new(config)),
+                client: client.der().clone(),
+            }
+        }
+
+        /// Whom the server sees when `connector` connects; `None` if either side refuses.
+        async fn sees(&self, connector: &Connector) -> Option<CertificateDer<'static>> {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+            let listener = listener.expect("bound");
+            let addr = listener.local_addr().expect("bound").to_string();
+            let accepted = async {
+                let (stream, _) = listener.accept().await.expect("accepted");
+                self.acceptor.accept(stream).await
+            };
+            let connected = connector.connect(&addr, Protocol::Http2);
+            let (accepted, connected) = tokio::join!(accepted, connected);
+            let _both = connected.ok()?;
+            let accepted = accepted.ok()?;
+            let certificates = accepted.get_ref().1.peer_certificates();
+            Some(certificates?.first()?.clone().into_owned())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewed_files_are_taken_by_every_clone_and_damaged_ones_are_not() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = |name: &str| dir.path().join(name);
+        let files = TlsFiles {
+            ca: file("ca.pem"),
+            identity: Some((file("tls.pem"), file("tls.key"))),
+            server_name: None,
+        };
+        let old = Mesh::written_to(&files);
+        let connector = Connector::tls(&files).expect("good");
+        let clone = connector.clone().with_token("t").expect("a token");
+        let seen = old.sees(&connector).await;
+        assert_eq!(seen.as_ref(), Some(&old.client));
+        for (name, at) in [("half a file", "tls.pem"), ("no key", "tls.key")] {
+            std::fs::write(file(at), "-----BEGIN").expect("written");
+            tokio::time::advance(LOOK).await;
+            assert_eq!(old.sees(&clone).await, Some(old.client.clone()), "{name}");
+        }
+        // By another authority, as after its own renewal.
+        let new = Mesh::written_to(&files);
+        assert_eq!(new.sees(&connector).await, None, "not looked at yet");
+        tokio::time::advance(LOOK).await;
+        for connector in [&connector, &clone] {
+            assert_eq!(new.sees(connector).await, Some(new.client.clone()));
+            assert_eq!(old.sees(connector).await, None, "no longer ours");
+        }
+    }
 
     #[test]
     fn the_name_that_a_certificate_must_carry_is_the_host_that_is_dialled() {
