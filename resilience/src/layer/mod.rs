@@ -93,7 +93,7 @@ pub use self::{
     shed::{ArrivedAt, BegunLayer, BegunService, ShedFuture, ShedLayer, ShedService, shed},
     stack::{
         Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackBuilder, StackClient,
-        StackLayer, StackService, StackStatus,
+        StackFuture, StackLayer, StackService, StackStatus,
     },
     throttle::ThrottleLayer,
     timeout::{TimeoutFuture, TimeoutLayer, TimeoutService},

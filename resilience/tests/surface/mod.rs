@@ -105,3 +105,24 @@ fn a_policy_is_data() {
     data::<TrafficPolicy>();
     read::<TrafficPolicy>();
 }
+
+#[test]
+fn a_policy_becomes_a_stack_or_says_why_not() {
+    let stack: layer::Stack<u8> = TrafficPolicy::default().try_into().expect("works");
+    assert_eq!(stack.policy(), TrafficPolicy::default());
+    let text = "breaker = { probes = 0 }";
+    let policy: TrafficPolicy = toml::from_str(text).expect("a policy");
+    let refused = layer::Stack::<u8>::try_from(policy).expect_err("no probe closes it");
+    let (path, value) = (refused.path.as_str(), refused.value.as_str());
+    assert_eq!((path, value), ("breaker.probes", "0"));
+}
+
+/// Whoever writes a layer around one of ours can name the future.
+#[test]
+fn futures_have_names() {
+    fn is<S: Service<R, Future = F>, R, F>() {}
+    type Asked = Request<Full<Bytes>>;
+    type Calls = layer::Answer<(), Full<Bytes>>;
+    type Fails = layer::Error<layer::BoxError>;
+    is::<layer::StackService<Client>, Asked, layer::StackFuture<Calls, Fails>>();
+}

@@ -1,8 +1,6 @@
 //! A stack over its transport as one Tower service: what clients that take a service are given.
 
 use std::{
-    future::Future,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -12,7 +10,7 @@ use http::Request;
 use http_body::Body;
 use tower_service::Service;
 
-use super::{Answer, Stack};
+use super::{Answer, Stack, StackFuture};
 use crate::{
     balance::Key,
     layer::{Error, Transport},
@@ -84,8 +82,7 @@ where
 {
     type Response = Answer<K, T::Body>;
     type Error = Error<T::Error>;
-    /// One allocation a call; [`Stack::call`] has none.
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    type Future = StackFuture<Self::Response, Self::Error>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         // Permits are taken in `call`: what is only ready must not hold what a busy one waits for.
@@ -94,6 +91,6 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let Self { stack, transport } = self.clone();
-        Box::pin(async move { stack.call(&*transport, request, ()).await })
+        StackFuture::new(async move { stack.call(&*transport, request, ()).await })
     }
 }

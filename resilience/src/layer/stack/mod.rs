@@ -40,7 +40,7 @@ pub use self::{
     client::StackClient,
     held::{Answer, Held},
     hook::{Attempt, HashKey, Hook, RequestTimeout},
-    service::{StackLayer, StackService},
+    service::{StackFuture, StackLayer, StackService},
     status::StackStatus,
 };
 use crate::{
@@ -76,6 +76,15 @@ struct Shared<K> {
     rng: Rng,
     /// One change of the plan at a time: each is made from the one before.
     changing: parking_lot::Mutex<()>,
+}
+
+/// As [`Stack::new`].
+impl<K: Key> TryFrom<TrafficPolicy> for Stack<K> {
+    type Error = PolicyError;
+
+    fn try_from(policy: TrafficPolicy) -> Result<Self, PolicyError> {
+        Self::new(policy)
+    }
 }
 
 impl<K: Key> Stack<K> {

@@ -1,6 +1,7 @@
 //! The stack as a Tower layer, for a client that reaches its destination by itself.
 
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
@@ -75,9 +76,7 @@ where
 {
     type Response = Answer<(), RB>;
     type Error = Error<BoxError>;
-    /// One allocation a call: this is the convenience for clients, where a call costs a round
-    /// trip. The proxies call [`Stack::call`] and pay none.
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    type Future = StackFuture<Self::Response, Self::Error>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         // Each try readies a clone of its own: a slot held here would be held by idle clones.
@@ -88,6 +87,34 @@ where
         let stack = self.stack.clone();
         let aim: NoAim<B> = |(), _| ();
         let transport = ServiceTransport::new(self.inner.clone(), aim);
-        Box::pin(async move { stack.call(&transport, request, ()).await })
+        StackFuture::new(async move { stack.call(&transport, request, ()).await })
+    }
+}
+
+/// A call of a [`StackService`] or a [`StackClient`](super::StackClient): the answer, or why there is
+/// none.
+///
+/// One allocation a call: these two are the convenience for clients, where a call costs a round trip.
+/// The proxies call [`Stack::call`] and pay none.
+#[must_use = "nothing is called before it is polled"]
+pub struct StackFuture<A, E>(Pin<Box<dyn Future<Output = Result<A, E>> + Send>>);
+
+impl<A, E> StackFuture<A, E> {
+    pub(super) fn new(call: impl Future<Output = Result<A, E>> + Send + 'static) -> Self {
+        Self(Box::pin(call))
+    }
+}
+
+impl<A, E> Future for StackFuture<A, E> {
+    type Output = Result<A, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl<A, E> fmt::Debug for StackFuture<A, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StackFuture").finish_non_exhaustive()
     }
 }
