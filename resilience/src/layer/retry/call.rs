@@ -103,7 +103,7 @@ where
         if !judgement.worth_a_retry {
             return None;
         }
-        let Plan { config, core } = &*self.begun.as_ref()?.plan;
+        let Plan { config, cost, core } = &*self.begun.as_ref()?.plan;
         let stats = &core.stats;
         let now = Instant::now().into_std();
         let time = (now, self.deadline.map(|deadline| deadline.0));
@@ -130,7 +130,7 @@ where
         // The last retry is over, and its place is this one's.
         self.extra = None;
         let paid = core.budget.try_extra(now).and_then(|extra| {
-            let bucket = core.cost.as_ref();
+            let bucket = cost.as_ref();
             let cost = bucket.map(|bucket| bucket.try_take(judgement.outcome));
             match cost.transpose() {
                 Ok(cost) => Ok((extra, cost)),
@@ -189,7 +189,7 @@ where
             extra.forgive();
         }
         let paid = self.paid.take();
-        if let (Some(bucket), Some(cost)) = (&self.plan().core.cost, paid) {
+        if let (Some(bucket), Some(cost)) = (&self.plan().cost, paid) {
             bucket.give_back(cost);
         }
     }

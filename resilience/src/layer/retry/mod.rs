@@ -127,7 +127,7 @@ impl RetryLayer {
     }
 
     /// Takes a new configuration for the calls that begin from now on; the budget keeps its
-    /// balance, and the cost bucket what was spent. That bucket is not added or removed.
+    /// balance, and the cost bucket what was spent.
     ///
     /// # Errors
     /// [`PolicyError`] if it cannot work; nothing changes then.
@@ -179,7 +179,7 @@ where
         let now = Instant::now().into_std();
         let plan = self.current.plan.load().lend(Lane::here());
         let begun = Begun::new(plan, &head.extensions, now);
-        let Plan { config, core } = &*begun.plan;
+        let Plan { config, core, .. } = &*begun.plan;
         if core.lent.load(Ordering::Relaxed) {
             // A hedge further in may be of this call.
             head.extensions.insert(Counted(core.budget.clone()));

@@ -13,7 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 use http::{Extensions, request::Parts};
 
-use super::super::{Completes, Moment};
+use super::super::{Completes, Moment, keep::keep};
 use crate::{
     config::PolicyError,
     context::AttemptNumber,
@@ -40,6 +40,7 @@ pub(super) struct Current {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) config: RetryConfig,
+    pub(super) cost: Option<CostBucket>,
     pub(super) core: Arc<Core>,
 }
 
@@ -50,7 +51,6 @@ pub(super) struct Core {
     /// Whether anybody else can have the budget: a call need not say on which it is counted
     /// otherwise.
     pub(super) lent: AtomicBool,
-    pub(super) cost: Option<CostBucket>,
     pub(super) rng: Rng,
     pub(super) stats: Counters,
 }
@@ -101,12 +101,12 @@ impl Current {
         let core = Arc::new(Core {
             budget,
             lent: AtomicBool::new(lent),
-            cost,
             rng,
             stats: Counters::default(),
         });
         let plan = Plan {
             config,
+            cost,
             core: Arc::clone(&core),
         };
         let plan = ArcSwap::from_pointee(Shared::new(plan));
@@ -117,11 +117,14 @@ impl Current {
     pub(super) fn reconfigure(&self, config: RetryConfig) -> Result<(), PolicyError> {
         config.validate()?;
         let core = Arc::clone(&self.core);
-        if let (Some(bucket), Some(cost)) = (&core.cost, config.cost) {
-            bucket.reconfigure(cost)?;
-        }
+        let cost = keep(
+            config.cost.as_ref(),
+            self.plan.load().cost.as_ref(),
+            |cost| CostBucket::new(*cost),
+            |bucket, cost| bucket.reconfigure(*cost),
+        )?;
         core.budget.reconfigure(config.budget, config.in_flight)?;
-        let plan = Shared::new(Plan { config, core });
+        let plan = Shared::new(Plan { config, cost, core });
         self.plan.store(Arc::new(plan));
         Ok(())
     }
@@ -152,7 +155,7 @@ pub struct RetryHeld {
 
 impl Completes for RetryHeld {
     fn complete(self, outcome: Outcome, _: &mut Moment, _: Option<Duration>) {
-        if let (Some(bucket), Outcome::Success) = (&self.begun.plan.core.cost, outcome) {
+        if let (Some(bucket), Outcome::Success) = (&self.begun.plan.cost, outcome) {
             bucket.succeeded(self.paid);
         }
     }

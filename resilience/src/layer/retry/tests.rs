@@ -417,6 +417,27 @@ async fn a_cost_bucket_pays_besides_the_budget_and_successes_fill_it() {
     assert_eq!(status(retry.layer(callee.service()), get()).await, 200);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_cost_bucket_comes_grows_and_goes_with_the_configuration() {
+    let config = |cost: &str| toml::from_str::<RetryConfig>(&format!("{THREE}\n{cost}"));
+    let retry = layer(THREE);
+    let broken = async || {
+        let callee = Callee::new((0..9).map(|_| plain(503)));
+        assert_eq!(status(retry.layer(callee.service()), get()).await, 503);
+        callee.tries()
+    };
+    assert_eq!(broken().await, 4, "none is written");
+    for (cost, tries) in [
+        ("cost = { tokens = 10, retry = 5 }", 3),
+        ("cost = { tokens = 15, retry = 5 }", 2),
+        ("", 4),
+        ("cost = { tokens = 10, retry = 5 }", 3),
+    ] {
+        retry.reconfigure(config(cost).expect(cost)).expect(cost);
+        assert_eq!(broken().await, tries, "{cost:?}");
+    }
+}
+
 /// Envoy #17629 and linkerd2 #7701 try again by heads only, where a gRPC failure that follows an
 /// empty body is a success.
 #[tokio::test(start_paused = true)]
