@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
 use selvedge_resilience::{
     FailureClass, Rejected,
@@ -49,6 +49,8 @@ pub(super) struct Script {
     pub(super) name: &'static str,
     /// Polls before it is ready, the call's future and each frame of a body are there.
     pub(super) pending: u32,
+    /// Its answers are gRPC's: a head is held until their first frame is there.
+    pub(super) grpc: bool,
     /// Of each call in turn; good from then on.
     pub(super) replies: &'static [Reply],
 }
@@ -289,6 +291,10 @@ impl Future for Working {
         });
         if self.reply == Reply::Unavailable {
             *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        if self.held.shared.script.grpc {
+            let kind = HeaderValue::from_static("application/grpc");
+            answer.headers_mut().insert(CONTENT_TYPE, kind);
         }
         Poll::Ready(Ok(answer))
     }

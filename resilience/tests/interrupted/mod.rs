@@ -21,42 +21,68 @@ const SCRIPTS: &[Script] = &[
     Script {
         name: "at once",
         pending: 0,
+        grpc: false,
         replies: &[],
     },
     Script {
         name: "after a while",
         pending: 2,
+        grpc: false,
         replies: &[],
     },
     Script {
         name: "both late",
         pending: 0,
+        grpc: false,
         replies: &[Reply::Late, Reply::Late],
     },
     Script {
         name: "late, and what overtakes it fails",
         pending: 1,
+        grpc: false,
         replies: &[Reply::Late, Reply::Unavailable, Reply::Late, Reply::Broken],
     },
     Script {
         name: "hangs, then good",
         pending: 0,
+        grpc: false,
         replies: &[Reply::Hangs, Reply::Good],
     },
     Script {
         name: "unavailable, then good",
         pending: 1,
+        grpc: false,
         replies: &[Reply::Unavailable, Reply::Good],
     },
     Script {
         name: "broken, then good",
         pending: 1,
+        grpc: false,
         replies: &[Reply::Broken, Reply::Good],
     },
     Script {
         name: "cut, then good",
         pending: 1,
+        grpc: false,
         replies: &[Reply::Cut, Reply::Good],
+    },
+    Script {
+        name: "gRPC, whose first frame is waited for",
+        pending: 2,
+        grpc: true,
+        replies: &[],
+    },
+    Script {
+        name: "gRPC, both late",
+        pending: 1,
+        grpc: true,
+        replies: &[Reply::Late, Reply::Late],
+    },
+    Script {
+        name: "gRPC, unavailable and cut, then good",
+        pending: 1,
+        grpc: true,
+        replies: &[Reply::Unavailable, Reply::Cut, Reply::Good],
     },
 ];
 
