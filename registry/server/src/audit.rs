@@ -2,9 +2,9 @@
 //!
 //! Each accepted or refused write is one event of the tracing target `audit`, at info: a JSON line
 //! among the others, or in a file of its own by a filter on the target. Renewals are no writes.
-//! Documents and tokens are not in it.
+//! Documents, keys and tokens are not in it.
 
-use std::net::SocketAddr;
+use std::{fmt::Display, net::SocketAddr};
 
 use crate::auth::Caller;
 
@@ -15,6 +15,18 @@ pub struct Who {
     pub caller: Caller,
     /// From which address.
     pub from: SocketAddr,
+}
+
+/// The same of what is done on the admin port, whose token has no name.
+pub(crate) fn operator_wrote(action: &'static str, subject: &dyn Display, outcome: u16) {
+    tracing::info!(
+        target: "audit",
+        client = "admin",
+        action,
+        subject = %subject,
+        outcome,
+        "write"
+    );
 }
 
 impl Who {

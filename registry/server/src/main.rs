@@ -126,13 +126,13 @@ fn fit_to_descriptors(limits: &mut LimitsConfig) {
         descriptors::room(limits.connections, limit),
     );
     if room < wanted {
-        tracing::warn!(
-            open_files = limit,
-            connections = room,
-            wanted,
-            "fewer connections than limits.connections: the system lets this process open so many \
-             files (ulimit -n, LimitNOFILE)"
-        );
+        let why = "fewer connections than limits.connections: the system lets this process open so \
+                   many files (ulimit -n, LimitNOFILE)";
+        if wanted == LimitsConfig::default().connections {
+            tracing::info!(open_files = limit, connections = room, wanted, why);
+        } else {
+            tracing::warn!(open_files = limit, connections = room, wanted, why);
+        }
     }
     limits.connections = room;
 }

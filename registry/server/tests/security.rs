@@ -439,6 +439,10 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
     )
     .await;
     by(READ, &server, ("DELETE", path), "").await;
+    by("a-guess", &server, ("DELETE", path), "").await;
+    ask(&server, ("DELETE", path), "").await;
+    // Reading is no write.
+    by("a-guess", &server, ("GET", path), "").await;
     by(OPERATE, &server, ("PUT", "/v1/policies/orders"), "{}").await;
     let in_eureka = r#"{"instance":{"instanceId":"h:1","hostName":"h","app":"SHOP_CART",
         "ipAddr":"10.0.0.1","port":{"$":80},"dataCenterInfo":{"name":"MyOwn"}}}"#;
@@ -482,6 +486,8 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
     let want = [
         "orders-team register orders/i1 200",
         "reader refused /v1/services/orders/instances/i1 403",
+        "unknown refused /v1/services/orders/instances/i1 401",
+        "anonymous refused /v1/services/orders/instances/i1 401",
         "operator policy orders 201",
         "orders-team register shop-cart/h:1 200",
         "orders-team metadata shop-cart/h:1 200",
@@ -499,7 +505,7 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
     let debug = format!("{config:?} {:?}", server.shared());
     assert!(text.contains("127.0.0.1:9/eureka"), "{text}");
     assert!(dump.contains("http://***@127.0.0.1:9/eureka"), "{dump}");
-    for token in [READ, ORDERS, OPERATE, PEER, IN_A_URL] {
+    for token in [READ, ORDERS, OPERATE, PEER, IN_A_URL, "a-guess"] {
         for shown in [&text, &dump, &debug] {
             assert!(!shown.contains(token), "{token}");
         }

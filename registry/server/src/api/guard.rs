@@ -90,10 +90,18 @@ pub(super) async fn guard(
     let caller = api
         .auth
         .who(authorization.map(HeaderValue::as_bytes), &peer.names);
+    let (need, renewal) = need(request.method(), request.uri().path());
+    let writes = !matches!(need, Need::Open | Need::Read);
     let Ok(caller) = caller else {
+        if writes {
+            let who = Who {
+                caller: api.auth.unknown(),
+                from: peer.addr,
+            };
+            who.wrote("refused", shown(&request), 401);
+        }
         return unauthorized("the token is nobody's");
     };
-    let (need, renewal) = need(request.method(), request.uri().path());
     let may = match &need {
         Need::Open => true,
         Need::Read => caller.may_read(),
@@ -107,9 +115,9 @@ pub(super) async fn guard(
         from: peer.addr,
     };
     if !may {
-        if !matches!(need, Need::Open | Need::Read) {
-            let subject = request.uri().path().to_owned();
-            who.wrote("refused", &subject, 403);
+        if writes {
+            let outcome = if who.caller.is_anonymous() { 401 } else { 403 };
+            who.wrote("refused", shown(&request), outcome);
         }
         return forbidden(&who, &need);
     }
@@ -127,6 +135,13 @@ pub(super) async fn guard(
     let mut response = next.run(request).await;
     api.say_how_far_to_believe(response.headers_mut());
     response
+}
+
+/// The path of a refused write, short enough for a log.
+fn shown(request: &Request) -> &str {
+    let path = request.uri().path();
+    // A path is ASCII.
+    path.get(..256).unwrap_or(path)
 }
 
 /// Whose rate and whose watches are counted: a name, or else an address.

@@ -124,6 +124,8 @@ impl Caller {
 }
 
 const ANYBODY: &str = "anonymous";
+/// Who presents a token that is nobody's.
+const NOBODY: &str = "unknown";
 
 /// Why a caller was not taken for anybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +135,7 @@ pub struct UnknownToken;
 #[derive(Debug)]
 pub struct Auth {
     anonymous: Caller,
+    unknown: Caller,
     tokens: Vec<([u8; 32], Caller)>,
     certificates: Vec<(String, Caller)>,
 }
@@ -142,6 +145,7 @@ impl Auth {
     pub fn new(config: &AuthConfig) -> Self {
         let mut auth = Self {
             anonymous: Caller::new(ANYBODY, May::Everything),
+            unknown: Caller::new(NOBODY, May::Nothing),
             tokens: Vec::new(),
             certificates: Vec::new(),
         };
@@ -175,6 +179,11 @@ impl Auth {
             }
         }
         auth
+    }
+
+    /// Whoever presents a token that is nobody's, by the name that the audit log has for them.
+    pub fn unknown(&self) -> Caller {
+        self.unknown.clone()
     }
 
     /// Who presents this `Authorization` on a connection whose client certificate carries `names`.

@@ -10,7 +10,7 @@
 //!
 //! All but the first need the admin token ([`node::admin`](selvedge_registry::node::admin)).
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -22,7 +22,8 @@ use axum::{
 use selvedge_registry::problem::{CONTENT_TYPE, Problem};
 use serde::{Deserialize, Serialize};
 
-use super::keyring::{Key, KeyInfo, Keyring, KeyringError};
+use super::keyring::{Key, KeyId, KeyInfo, Keyring, KeyringError};
+use crate::audit::operator_wrote;
 
 /// What the admin port shows of the keyring.
 #[derive(Debug, Serialize)]
@@ -69,27 +70,33 @@ async fn install(
     body: Result<Json<Install>, JsonRejection>,
 ) -> Response {
     // The rejection's text may quote the body: not shown.
-    let Ok(Json(Install { key })) = body else {
-        return refuse(&KeyringError::Malformed);
-    };
-    match Key::parse(&key).and_then(|key| keys.install(key)) {
+    let key = body.map(|Json(Install { key })| key);
+    let key = key.map_err(|_| KeyringError::Malformed);
+    let installed = key
+        .and_then(|key| Key::parse(&key))
+        .and_then(|key| keys.install(key));
+    match installed {
         Ok(id) => {
-            tracing::info!(key = %id, "gossip key installed");
             let id = id.to_string();
+            operator_wrote("gossip-key-install", &id, 201);
             (StatusCode::CREATED, Json(serde_json::json!({ "id": id }))).into_response()
         }
-        Err(error) => refuse(&error),
+        Err(error) => {
+            let refusal = refuse(&error);
+            operator_wrote("gossip-key-install", &"-", refusal.status().as_u16());
+            refusal
+        }
     }
 }
 
 async fn use_key(State(keys): State<Arc<Keyring>>, Path(id): Path<String>) -> Response {
     let done = id.parse().and_then(|id| keys.use_key(id));
-    answer(done, || tracing::info!(key = %id, "gossip key is primary"))
+    answer(done, "gossip-key-use", &shown(&id))
 }
 
 async fn remove(State(keys): State<Arc<Keyring>>, Path(id): Path<String>) -> Response {
     let done = id.parse().and_then(|id| keys.remove(id));
-    answer(done, || tracing::info!(key = %id, "gossip key removed"))
+    answer(done, "gossip-key-remove", &shown(&id))
 }
 
 async fn verify(
@@ -100,19 +107,22 @@ async fn verify(
         Ok(Json(verify)) => verify,
         Err(error) => return problem(StatusCode::BAD_REQUEST, "gossip-verify", &error.body_text()),
     };
-    answer(keys.verify(incoming, outgoing), || {
-        tracing::info!(incoming, outgoing, "gossip verification changed");
-    })
+    let subject = format!("incoming={incoming},outgoing={outgoing}");
+    answer(keys.verify(incoming, outgoing), "gossip-verify", &subject)
 }
 
-fn answer(done: Result<(), KeyringError>, log: impl FnOnce()) -> Response {
-    match done {
-        Ok(()) => {
-            log();
-            StatusCode::NO_CONTENT.into_response()
-        }
+fn answer(done: Result<(), KeyringError>, action: &'static str, subject: &dyn Display) -> Response {
+    let response = match done {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(error) => refuse(&error),
-    }
+    };
+    operator_wrote(action, subject, response.status().as_u16());
+    response
+}
+
+/// An id as it was asked for, which may be a key that somebody has pasted there.
+fn shown(id: &str) -> &str {
+    id.parse::<KeyId>().map_or("-", |_| id)
 }
 
 fn refuse(error: &KeyringError) -> Response {
@@ -144,6 +154,20 @@ mod tests {
 
     use super::*;
     use crate::gossip::keyring::generate;
+
+    /// Log lines of this thread.
+    #[derive(Clone, Default)]
+    struct Log(Arc<parking_lot::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
 
     async fn ask(keys: &Arc<Keyring>, ask: (&str, &str, &str), token: &str) -> (u16, String) {
         let config = AdminConfig {
@@ -182,6 +206,14 @@ mod tests {
             format!("/gossip/keys/{new_id}/primary"),
             format!("/gossip/keys/{old_id}"),
         );
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .without_time()
+            .with_ansi(false)
+            .finish();
+        let _for_this_thread = tracing::subscriber::set_default(subscriber);
         for (method, path, body, token, want) in [
             ("POST", "/gossip/keys", install.as_str(), "guess", 401),
             ("PUT", &use_new, "", "t0ken", 404),
@@ -208,6 +240,33 @@ mod tests {
             assert_eq!(status, want, "{method} {path}: {body}");
             assert!(!body.contains("secret") && !body.contains(&new), "{body}");
         }
+        let said = String::from_utf8(log.0.lock().clone()).expect("UTF-8");
+        assert!(!said.contains("secret") && !said.contains(&new), "{said}");
+        let written: Vec<&str> = said
+            .lines()
+            .filter_map(|line| {
+                line.split_once("audit: write client=\"admin\" action=")?
+                    .1
+                    .into()
+            })
+            .collect();
+        let of = |action: &str, subject: &str, outcome: u16| {
+            format!("\"{action}\" subject={subject} outcome={outcome}")
+        };
+        let want = [
+            of("gossip-key-use", &new_id, 404),
+            of("gossip-key-install", "-", 400),
+            of("gossip-key-install", "-", 400),
+            of("gossip-key-install", &new_id, 201),
+            of("gossip-key-install", &new_id, 201),
+            of("gossip-key-remove", &old_id, 409),
+            of("gossip-key-use", &new_id, 204),
+            of("gossip-key-remove", &old_id, 204),
+            of("gossip-key-remove", &old_id, 404),
+            of("gossip-key-remove", "-", 404),
+            of("gossip-verify", "incoming=false,outgoing=true", 204),
+        ];
+        assert_eq!(written, want, "{said}");
         let (_, list) = ask(&ring, ("GET", "/gossip/keys", ""), "").await;
         let want = format!(
             r#"{{"keys":[{{"id":"{new_id}","primary":true}}],"verify_incoming":false,"verify_outgoing":true}}"#
