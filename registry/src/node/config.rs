@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 
 /// The exit code of a process whose configuration cannot be used.
 pub const EXIT_CODE: u8 = 2;
@@ -105,6 +108,7 @@ impl<T> Loaded<T> {
 impl Source {
     fn error(&self, at: usize, message: String) -> ConfigError {
         let (line, column, text) = position(&self.text, at);
+        let text = shown(text, column, message == IN_CLEAR);
         let margin = " ".repeat(line.to_string().len());
         let indent: String = text
             .chars()
@@ -117,6 +121,29 @@ impl Source {
             excerpt: format!("\n{margin} |\n{line} | {text}\n{margin} | {indent}^"),
         }
     }
+}
+
+/// A line as it may be shown: an error goes to a terminal, a journal, a ticket. Each character of
+/// what is hidden becomes one, so that the caret stays where it points. `is_secret`: all that
+/// begins at `column` is.
+fn shown(line: &str, column: usize, is_secret: bool) -> String {
+    if is_secret {
+        let before: String = line.chars().take(column - 1).collect();
+        return before + "***";
+    }
+    let mut shown = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("://") {
+        shown.push_str(before);
+        shown.push_str("://");
+        let end = after
+            .find(['/', '"', '\'', ' ', ','])
+            .unwrap_or(after.len());
+        let who = after[..end].rfind('@').unwrap_or(0);
+        shown.extend(std::iter::repeat_n('*', after[..who].chars().count()));
+        rest = &after[who..];
+    }
+    shown + rest
 }
 
 /// Line, column (both from 1, in characters) and the line at byte `at`.
@@ -238,16 +265,44 @@ impl Serialize for Secret {
     }
 }
 
+/// A secret where its place is wanted. Not to be repeated.
+const IN_CLEAR: &str =
+    "a secret does not stand here, but where it is: { env = \"NAME\" } or { file = \"/path\" }";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+enum From {
+    Env(String),
+    File(PathBuf),
+}
+
+/// Takes where a secret is, and refuses a secret without repeating it.
+struct Place;
+
+impl<'de> Visitor<'de> for Place {
+    type Value = From;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{ env = \"NAME\" } or { file = \"/path\" }")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _secret: &str) -> Result<From, E> {
+        Err(E::custom(IN_CLEAR))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _secret: i64) -> Result<From, E> {
+        Err(E::custom(IN_CLEAR))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<From, A::Error> {
+        From::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields, rename_all = "lowercase")]
-        enum From {
-            Env(String),
-            File(PathBuf),
-        }
         use serde::de::Error as _;
-        let text = match From::deserialize(d)? {
+        let text = match d.deserialize_any(Place)? {
             From::Env(name) => {
                 #[expect(clippy::disallowed_methods, reason = "configuration is loaded here")]
                 let value = std::env::var(&name);
@@ -344,7 +399,23 @@ mod tests {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret:?}"), "***");
         assert_eq!(serde_json::to_string(&secret).expect("json"), "\"***\"");
-        let in_clear = message("listen = \"a\"\nsecret = \"hunter2\"");
-        assert!(in_clear.contains("x.toml:2"), "{in_clear}");
+        for written in ["\"hunter2\"", "'hunter2' # hunter2", "12345 # hunter2"] {
+            let in_clear = message(&format!("listen = \"a\"\nsecret = {written}"));
+            assert!(in_clear.starts_with("x.toml:2:10"), "{in_clear}");
+            assert!(in_clear.contains("{ env = \"NAME\" }"), "{in_clear}");
+            assert!(in_clear.contains("2 | secret = ***\n"), "{in_clear}");
+            let shown = ["hunter2", "12345"].iter().any(|s| in_clear.contains(s));
+            assert!(!shown, "{in_clear}");
+        }
+        let other = message("listen = \"a\"\nsecret = { envv = \"X\" }");
+        assert!(other.contains("unknown variant `envv`"), "{other}");
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_not_shown_either() {
+        let text = r#"liste = ["http://u:pä55@a:1/x", "http://b/@x", "http://v:q@c"]"#;
+        let error = message(text);
+        let want = r#"liste = ["http://******@a:1/x", "http://b/@x", "http://***@c"]"#;
+        assert!(error.contains(want), "{error}");
     }
 }
