@@ -10,14 +10,15 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("listen on {addr} ({what}): {source}")]
+#[error("listen on {addr} ({what}): {cause}")]
 pub struct ListenError {
     /// What was to listen there.
     pub what: String,
     /// The address.
     pub addr: SocketAddr,
-    /// Why not. Part of the message: it is what the operator needs.
-    pub source: std::io::Error,
+    /// Why not. Part of the message, as it is what the operator needs, and so not its source: that
+    /// would be printed a second time.
+    pub cause: std::io::Error,
 }
 
 /// Connections that may wait to be accepted. Source: nginx and Pingora use 511 and 65535; the
@@ -29,10 +30,10 @@ const BACKLOG: i32 = 4096;
 /// # Errors
 /// [`ListenError`] naming the purpose, the address and the cause.
 pub fn bind(what: &str, addr: SocketAddr) -> Result<TcpListener, ListenError> {
-    open(addr, false).map_err(|source| ListenError {
+    open(addr, false).map_err(|cause| ListenError {
         what: what.to_owned(),
         addr,
-        source,
+        cause,
     })
 }
 
@@ -46,10 +47,10 @@ pub fn bind_shared(
     addr: SocketAddr,
     count: usize,
 ) -> Result<Vec<TcpListener>, ListenError> {
-    let error = |source| ListenError {
+    let error = |cause| ListenError {
         what: what.to_owned(),
         addr,
-        source,
+        cause,
     };
     // SO_REUSEPORT would share the port with any other process of this user that does the same.
     let probe = open(addr, false).map_err(error)?;
@@ -104,6 +105,8 @@ mod tests {
                 text.contains(&taken.to_string()) && text.contains("in use"),
                 "{text}"
             );
+            let again = std::error::Error::source(&error);
+            assert!(again.is_none(), "said twice where causes are printed");
         }
         let shared = bind_shared("edge", addr, 3).expect("free");
         let ports: Vec<_> = shared

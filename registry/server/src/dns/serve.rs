@@ -42,10 +42,10 @@ pub(super) struct Sockets {
 
 impl Sockets {
     pub(super) fn bind(addr: SocketAddr) -> Result<Self, ListenError> {
-        let error = |source| ListenError {
+        let error = |cause| ListenError {
             what: "DNS".to_owned(),
             addr,
-            source,
+            cause,
         };
         let mut tries = if addr.port() == 0 { TRIES } else { 1 };
         loop {
@@ -56,7 +56,7 @@ impl Sockets {
                     udp.set_nonblocking(true).map_err(error)?;
                     return Ok(Self { udp, tcp, addr });
                 }
-                Err(source) if tries <= 1 => return Err(error(source)),
+                Err(cause) if tries <= 1 => return Err(error(cause)),
                 Err(_) => tries -= 1,
             }
         }
@@ -111,10 +111,11 @@ impl Answerer {
     }
 }
 
-/// Whom an address stands for: a host has a whole /64 of IPv6 to itself.
+/// Whom an address stands for: a host has a whole /64 of IPv6 to itself. A socket for both kinds
+/// shows all of IPv4 in one /64.
 fn client(from: IpAddr) -> IpAddr {
-    match from {
-        IpAddr::V4(_) => from,
+    match from.to_canonical() {
+        from @ IpAddr::V4(_) => from,
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64)).into(),
     }
 }
@@ -230,5 +231,19 @@ async fn serve_connection(mut stream: TcpStream, answerer: &Answerer) -> std::io
             Ok(Ok(false)) | Err(_) => return Ok(()),
             Ok(Err(error)) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_told_apart_whatever_the_socket_shows_them_as() {
+        let of = |text: &str| client(text.parse().expect("an address"));
+        assert_ne!(of("::ffff:10.0.0.1"), of("::ffff:10.0.0.2"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+        assert_eq!(of("2001:db8::1"), of("2001:db8::2"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
     }
 }

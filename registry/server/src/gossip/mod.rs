@@ -162,10 +162,10 @@ impl std::fmt::Debug for Gossip {
 /// # Errors
 /// [`ListenError`] naming the address and the cause.
 pub fn bind(addr: SocketAddr) -> Result<UdpSocket, ListenError> {
-    UdpSocket::bind(addr).map_err(|source| ListenError {
+    UdpSocket::bind(addr).map_err(|cause| ListenError {
         what: "gossip".into(),
         addr,
-        source,
+        cause,
     })
 }
 
