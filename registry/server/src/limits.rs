@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -226,6 +227,68 @@ impl Drop for WatchSlot {
     }
 }
 
+/// How many connections there are from each address.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    most: usize,
+    open: Mutex<HashMap<String, usize>>,
+}
+
+/// One of them; over when dropped.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    all: Arc<Addresses>,
+    address: String,
+}
+
+impl Addresses {
+    /// At most so many from one.
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            open: Mutex::default(),
+        })
+    }
+
+    /// `None` if there are as many as there may be.
+    pub(crate) fn one_more(self: &Arc<Self>, ip: IpAddr) -> Option<Counted> {
+        let address = address(ip);
+        let mut open = self.open.lock();
+        let there = open.entry(address.clone()).or_default();
+        if *there >= self.most {
+            return None;
+        }
+        *there += 1;
+        Some(Counted {
+            all: Arc::clone(self),
+            address,
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut open = self.all.open.lock();
+        if let Some(there) = open.get_mut(&self.address) {
+            *there -= 1;
+            if *there == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// One host has 2⁶⁴ addresses of IPv6: its network counts.
+pub(crate) fn address(ip: IpAddr) -> String {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,5 +335,28 @@ mod tests {
         );
         drop(held);
         assert!(clients.watch(&watcher, now).is_some());
+    }
+
+    #[test]
+    fn one_address_does_not_take_up_the_places_of_all() {
+        let addresses = Addresses::new(2);
+        let one = |text: &str| addresses.one_more(text.parse().expect("ip"));
+        let held = [one("10.0.0.1"), one("10.0.0.1")];
+        assert!(held.iter().all(Option::is_some) && one("10.0.0.1").is_none());
+        assert!(one("10.0.0.2").is_some(), "another");
+        let held_6 = [one("2001:db8::1"), one("2001:db8::2")];
+        assert!(held_6.iter().all(Option::is_some) && one("2001:db8::3").is_none());
+        drop(held);
+        assert!(one("10.0.0.1").is_some(), "given back");
+        drop(held_6);
+        assert!(addresses.open.lock().is_empty(), "nobody is remembered");
+    }
+
+    #[test]
+    fn a_host_is_one_client_however_many_addresses_it_has() {
+        let text = |ip: &str| address(ip.parse().expect("ip"));
+        assert_eq!(text("::ffff:10.0.0.1"), "10.0.0.1");
+        assert_eq!(text("2001:db8::1"), text("2001:db8::2"));
+        assert_ne!(text("2001:db8::1"), text("2001:db8:0:1::1"));
     }
 }

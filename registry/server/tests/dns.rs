@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use selvedge_registry_server::{RegistryConfig, RegistryServer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UdpSocket},
+    net::{TcpSocket, TcpStream, UdpSocket},
     process::Command,
 };
 
@@ -207,4 +207,31 @@ async fn a_connection_asks_often_and_wrong_ones_end() {
         let ended = stream.read_to_end(&mut rest).await;
         assert!(ended.is_err() || rest.is_empty(), "{rest:?}");
     }
+}
+
+#[tokio::test]
+async fn one_address_leaves_connections_to_the_others() {
+    let (_server, to) = serving(|config| config.dns.connections = 8).await;
+    let asks = async |from: &str| {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        let from = format!("{from}:0").parse().expect("an address");
+        socket.bind(from).expect("loopback");
+        let mut stream = socket.connect(to).await.expect("the kernel takes it");
+        let packet = question(1);
+        let asked = [&(packet.len() as u16).to_be_bytes()[..], &packet].concat();
+        // Closed at once, it may not even be written to.
+        let _asked = stream.write_all(&asked).await;
+        let mut answer = [0; 2];
+        let answered = stream.read_exact(&mut answer).await.is_ok();
+        answered.then_some(stream)
+    };
+    let held = [asks("127.0.0.1").await, asks("127.0.0.1").await];
+    assert!(held.iter().all(Option::is_some));
+    assert!(asks("127.0.0.1").await.is_none(), "a quarter of eight");
+    assert!(asks("127.0.0.2").await.is_some(), "another");
+    drop(held);
+    eventually("its places are free", || async {
+        asks("127.0.0.1").await.is_some()
+    })
+    .await;
 }

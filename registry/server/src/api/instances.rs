@@ -48,12 +48,8 @@ pub(super) async fn register(
     let catalogue = api.shared.catalogue();
     let result = has_quota(&who.caller, &catalogue, (&service, &id))
         .and_then(|()| {
-            let origin = Origin {
-                by: who.caller.name().clone(),
-                ..Origin::v1()
-            };
             api.shared
-                .register(service.clone(), id.clone(), request, origin)
+                .register(service.clone(), id.clone(), request, Origin::v1())
         })
         .map_err(|refused| Refusal::of(&refused, &service, &id));
     audited(&who, "register", (&service, &id), result).map(Json)

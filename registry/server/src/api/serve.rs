@@ -1,12 +1,6 @@
 //! Connections: how many, in clear or TLS, HTTP/1.1 or HTTP/2, and how they end.
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, http::Request, response::Response};
 use hyper_util::{
@@ -14,7 +8,6 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -25,12 +18,14 @@ use tower::ServiceExt;
 
 use super::{
     Api, Peer,
-    guard::address,
     patience::{self, Activity, IDLE, Impatient},
     refusal::name_methods,
     router,
 };
-use crate::tls::{self, Acceptor};
+use crate::{
+    limits::Addresses,
+    tls::{self, Acceptor},
+};
 
 /// A client that does not finish its handshake holds a place for this long. Source: nginx's
 /// `client_header_timeout` is 60 s; a mesh's own clients are quicker.
@@ -88,7 +83,7 @@ pub(crate) async fn serve(listener: Listener, api: Arc<Api>, dialects: Router) {
         let tls = listener.tls.clone();
         connections.spawn(async move {
             connection.run(stream, tls).await;
-            drop((place, counted));
+            drop((counted, place));
         });
     }
     let ended = async { while connections.join_next().await.is_some() {} };
@@ -107,56 +102,6 @@ async fn accept(
         Err(error) => {
             tracing::warn!(%error, "registry API cannot accept");
             None
-        }
-    }
-}
-
-/// How many connections there are from each address.
-#[derive(Debug)]
-struct Addresses {
-    most: usize,
-    open: Mutex<HashMap<String, usize>>,
-}
-
-/// One of them; over when dropped.
-#[derive(Debug)]
-struct Counted {
-    all: Arc<Addresses>,
-    address: String,
-}
-
-impl Addresses {
-    fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self {
-            most,
-            open: Mutex::default(),
-        })
-    }
-
-    /// `None` if there are as many as there may be.
-    fn one_more(self: &Arc<Self>, ip: IpAddr) -> Option<Counted> {
-        let address = address(ip);
-        let mut open = self.open.lock();
-        let there = open.entry(address.clone()).or_default();
-        if *there >= self.most {
-            return None;
-        }
-        *there += 1;
-        Some(Counted {
-            all: Arc::clone(self),
-            address,
-        })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut open = self.all.open.lock();
-        if let Some(there) = open.get_mut(&self.address) {
-            *there -= 1;
-            if *there == 0 {
-                open.remove(&self.address);
-            }
         }
     }
 }

@@ -26,7 +26,7 @@ pub struct DnsConfig {
     /// Questions over UDP that one address may ask before it is sent to TCP, so that a forged
     /// address is not flooded. Default "2000/s": a guess; a busy resolver asks some hundred.
     pub per_client: Rate,
-    /// TCP connections at once. Default 256: a guess.
+    /// TCP connections at once, a quarter of them from one address. Default 256: a guess.
     pub connections: usize,
 }
 

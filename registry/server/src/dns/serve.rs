@@ -24,7 +24,7 @@ use super::{
     packet::{self, Cut, MAX_QUESTION, Question, Read},
     zone::Zone,
 };
-use crate::server::Shared;
+use crate::{limits::Addresses, server::Shared};
 
 /// How long a connection may be silent, and one exchange may take. Source: RFC 7766 §6.2.3
 /// recommends seconds.
@@ -174,6 +174,8 @@ async fn serve_tcp(listener: TcpListener, answerer: Arc<Answerer>, connections: 
     let slots = Arc::new(Semaphore::new(connections));
     // Ends the connections when this is dropped.
     let mut open = JoinSet::new();
+    // A resolver asks one thing after the other; whoever wants more is not one.
+    let addresses = Addresses::new(connections.div_ceil(4));
     loop {
         while open.try_join_next().is_some() {}
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -181,13 +183,18 @@ async fn serve_tcp(listener: TcpListener, answerer: Arc<Answerer>, connections: 
         };
         match listener.accept().await {
             Ok((stream, from)) => {
+                let Some(counted) = addresses.one_more(from.ip()) else {
+                    tracing::debug!(client = %from, "too many DNS connections from this address");
+                    continue;
+                };
                 let answerer = Arc::clone(&answerer);
                 open.spawn(async move {
                     let served = serve_connection(stream, &answerer).await;
                     if let Err(error) = served {
                         tracing::debug!(%error, client = %from, "DNS connection ended");
                     }
-                    drop(slot);
+                    // In this order: who gets the slot is counted anew.
+                    drop((counted, slot));
                 });
             }
             Err(error) => {

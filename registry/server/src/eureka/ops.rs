@@ -157,8 +157,6 @@ impl Eureka {
         request.incarnation = Some(life.max(u64::try_from(extra.dirty).unwrap_or(0)));
         let origin = Origin {
             dialects: BTreeMap::from([(DIALECT.to_owned(), extra.to_text())]),
-            replicated: from == Via::Peer,
-            by: "eureka".into(),
         };
         let registered = self
             .shared

@@ -75,10 +75,6 @@ impl Default for Caps {
 pub struct Origin {
     /// What other dialects must give back.
     pub dialects: BTreeMap<String, String>,
-    /// Passed on by another registry, which has told its peers itself.
-    pub replicated: bool,
-    /// Who asked, for the audit log.
-    pub by: Arc<str>,
 }
 
 impl Origin {
@@ -86,8 +82,6 @@ impl Origin {
     pub fn v1() -> Self {
         Self {
             dialects: BTreeMap::new(),
-            replicated: false,
-            by: "v1".into(),
         }
     }
 }

@@ -186,18 +186,3 @@ async fn a_connection_of_http_2_without_requests_is_ended_and_one_with_a_stream_
         assert_eq!(!reading.is_finished(), keeps, "{path}");
     }
 }
-
-#[test]
-fn one_address_does_not_take_up_the_places_of_all() {
-    let addresses = Addresses::new(2);
-    let one = |text: &str| addresses.one_more(text.parse().expect("ip"));
-    let held = [one("10.0.0.1"), one("10.0.0.1")];
-    assert!(held.iter().all(Option::is_some) && one("10.0.0.1").is_none());
-    assert!(one("10.0.0.2").is_some(), "another");
-    let held_6 = [one("2001:db8::1"), one("2001:db8::2")];
-    assert!(held_6.iter().all(Option::is_some) && one("2001:db8::3").is_none());
-    drop(held);
-    assert!(one("10.0.0.1").is_some(), "given back");
-    drop(held_6);
-    assert!(addresses.open.lock().is_empty(), "nobody is remembered");
-}
