@@ -28,9 +28,9 @@
 //!   at every ratio (tower 0.5's budget withdraws `(1/ratio) as isize`, so 0.34 allows 50 % and
 //!   everything above one half allows 100 %).
 //! - No retry or hedge begins that would make them more than max(floor, share × calls under way).
-//! - Lock-free, no allocation: a call makes one compare-and-swap that others see, and counts itself
-//!   in lines of its thread's own; two rings and the lines are read, and two compare-and-swaps made,
-//!   for a retry.
+//! - Lock-free, no allocation: a call deposits and counts itself in lines of its thread's own, where
+//!   it meets no other; a retry reads the lines of all and makes two compare-and-swaps that others
+//!   see.
 //! - A try that a local policy refused costs nothing: [`Extra::forgive`].
 //!
 //! # What it does not do

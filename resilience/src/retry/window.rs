@@ -5,8 +5,8 @@
 //! tower's and Finagle's check first and take afterwards, or take a lock.
 //!
 //! # Idea
-//! - Deposits are counted per slice; they can only make the answer better, so reading them late is
-//!   safe.
+//! - Deposits are counted per slice, each thread in a ring of its own lane: every call makes one.
+//!   They can only make the answer better, so reading them late is safe.
 //! - Withdrawals of the *current* slice live in one word, `slice (40) | count (24)`, which every
 //!   withdrawal must change by compare-and-swap: it fails if anybody else withdrew in between.
 //! - Before that word moves on to a new slice, its old value is copied to the ring by `fetch_max`.
@@ -16,7 +16,7 @@
 //!
 //! # Guarantees
 //! In any span of `ttl`, withdrawals ≤ what `allowed` says of the deposits in that span. Lock-free,
-//! no allocation; a withdrawal reads two rings and makes one compare-and-swap. What a clock said
+//! no allocation; a withdrawal reads all rings and makes one compare-and-swap. What a clock said
 //! before it was set back by more than a minute counts for nothing from then on.
 
 use std::{
@@ -27,7 +27,7 @@ use std::{
 use crate::{
     clock::{Tick, nanos},
     due::is_astray,
-    lanes::Line,
+    lanes::{Lane, Lanes},
     slices::{COUNT_MAX, Slices, count_of, id_of, pack, slices_ahead},
     sync::{AtomicU64, Ordering},
 };
@@ -49,7 +49,7 @@ pub(crate) struct TokenWindow {
     slice: u64,
     /// Where slice 1 begins; 0 until the first use.
     origin: AtomicU64,
-    deposits: Line<Slices<RING>>,
+    deposits: Lanes<Slices<RING>>,
     withdrawn: Slices<RING>,
     /// The slice that withdrawals are booked in now, and how many there are.
     current: AtomicU64,
@@ -65,14 +65,21 @@ impl TokenWindow {
         Self {
             slice,
             origin: AtomicU64::new(0),
-            deposits: Line(Slices::new(slice)),
+            deposits: Lanes::new(|| Slices::new(slice)),
             withdrawn: Slices::new(slice),
             current: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn deposit(&self, now: Instant) {
-        self.deposits.add(self.slices_at(now).0, 1);
+        let lane = self.deposits.of(Lane::here());
+        lane.add(self.slices_at(now).0, 1);
+    }
+
+    /// Deposits that count at `slice`.
+    fn deposited(&self, slice: u64) -> u64 {
+        let lanes = self.deposits.iter();
+        lanes.map(|lane| lane.sum(slice, LIVES, None)).sum()
     }
 
     /// Takes one if `allowed(deposits that count)` is more than the withdrawals that count.
@@ -89,7 +96,7 @@ impl TokenWindow {
             // Another thread's clock may be ahead of ours; time does not go back for that.
             let stamp = next.max(id_of(known));
             let slice = slice.max(id_of(known).saturating_sub(1));
-            if self.taken(slice, known) >= allowed(self.deposits.sum(slice, LIVES, None)) {
+            if self.taken(slice, known) >= allowed(self.deposited(slice)) {
                 return Err(());
             }
             let new = if stamp > id_of(known) {
@@ -135,7 +142,7 @@ impl TokenWindow {
     pub(crate) fn balance(&self, now: Instant, allowed: impl Fn(u64) -> u64) -> u64 {
         let (slice, next) = self.slices_at(now);
         let known = self.unless_astray(self.current.load(Ordering::Acquire), next);
-        allowed(self.deposits.sum(slice, LIVES, None)).saturating_sub(self.taken(slice, known))
+        allowed(self.deposited(slice)).saturating_sub(self.taken(slice, known))
     }
 
     /// `word`, or nothing if it is of a clock that was set back since.
