@@ -38,12 +38,13 @@ use std::{
     time::Instant,
 };
 
-use parking_lot::{Mutex, RwLock};
-
 pub use self::kind::{EventKind, Return};
 use crate::{
     outcome::Policy,
-    sync::{AtomicU64, Ordering},
+    sync::{
+        AtomicU64, Ordering,
+        plain::{Mutex, RwLock},
+    },
 };
 
 /// Something that happened to a policy.

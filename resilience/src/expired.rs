@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn two_threads_refuse_exactly_what_is_paid_for() {
-        const CALLS: u32 = 100_000;
+        const CALLS: u32 = crate::sync::rounds(100_000, 120) as u32;
         let (filter, now) = (filter("max_rejected = \"50%\""), Instant::now());
         (0..2 * CALLS).for_each(|_| assert!(filter.admit(None, now).is_ok()));
         let refused: usize = std::thread::scope(|scope| {

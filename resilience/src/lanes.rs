@@ -110,9 +110,8 @@ impl<T> Lanes<T> {
 mod seats {
     use std::cell::Cell;
 
-    use parking_lot::{Mutex, const_mutex};
-
     use super::{Lane, OWNED, SHARED};
+    use crate::sync::plain::Mutex;
 
     /// This thread has not asked for a lane yet.
     const UNSEATED: usize = usize::MAX;
@@ -128,7 +127,7 @@ mod seats {
         turn: usize,
     }
 
-    static SEATS: Mutex<Seats> = const_mutex(Seats {
+    static SEATS: Mutex<Seats> = Mutex::new(Seats {
         free: [true; OWNED],
         turn: 0,
     });
@@ -255,6 +254,7 @@ mod seats {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::sync::rounds;
 
     #[test]
     fn no_addition_is_lost_by_more_threads_than_lanes() {
@@ -262,14 +262,17 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..2 * LANES {
                 scope.spawn(|| {
-                    for _ in 0..10_000 {
+                    for _ in 0..rounds(10_000, 50) {
                         let lane = Lane::here();
                         lane.add(lanes.of(lane), 3);
                     }
                 });
             }
         });
-        assert_eq!(lanes.sum(|word| word), 2 * LANES as u64 * 30_000);
+        assert_eq!(
+            lanes.sum(|word| word),
+            2 * LANES as u64 * 3 * rounds(10_000, 50)
+        );
     }
 
     #[test]

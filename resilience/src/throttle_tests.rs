@@ -183,7 +183,7 @@ fn what_cannot_work_is_refused_with_its_path() {
 
 #[test]
 fn two_threads_lose_no_count() {
-    const CALLS: u64 = 200_000;
+    const CALLS: u64 = crate::sync::rounds(200_000, 400);
     let now = Instant::now();
     let t = throttle(success(50, 1.0), 90);
     std::thread::scope(|scope| {

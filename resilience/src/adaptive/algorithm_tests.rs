@@ -44,6 +44,7 @@ fn run(config: &AlgorithmConfig, bounds: Bounds, samples: &[Sample]) -> Vec<u32>
 
 /// The third driver of the behaviour tables: this kind is about a rule alone.
 #[test]
+#[cfg_attr(miri, ignore = "reads files, and one thread does arithmetic")]
 fn every_case_of_the_tables() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/cases");
     let cases = table::Tables::read(dir.as_ref()).adaptive;

@@ -293,7 +293,7 @@ fn what_cannot_work_is_refused_with_its_path() {
 /// Two threads, every way a call may end: nothing stays behind, nothing is counted twice.
 #[test]
 fn two_million_calls_from_two_threads_leave_nothing_behind() {
-    const CALLS: u64 = 1_000_000;
+    const CALLS: u64 = crate::sync::rounds(1_000_000, 1_200);
     let limit = limit(
         "algorithm = \"aimd\"\ninitial = 1\nmin = 1\nmax = 3\nwindow = \"1ms\"\npartitions = { a = 0.5, b = 0.5 }",
     );

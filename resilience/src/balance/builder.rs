@@ -3,14 +3,18 @@
 use std::{collections::HashMap, fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 
 use super::{
     BalanceConfig, Balancer, Client, Core, Home, Key, Locality, OutlierConfig, Setup,
     shared::{Shared, Teller},
     view::View,
 };
-use crate::{config::PolicyError, events::Events, rng::Rng, sync::AtomicU64};
+use crate::{
+    config::PolicyError,
+    events::Events,
+    rng::Rng,
+    sync::{AtomicU64, plain::Mutex},
+};
 
 /// Builds a [`Balancer`]. See [`Balancer::builder`].
 #[must_use = "nothing is built yet"]

@@ -88,7 +88,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 
 pub use self::{
     builder::Builder,
@@ -115,7 +114,7 @@ use crate::{
     config::PolicyError,
     outcome::{Policy, Reason, Rejected},
     rng::Rng,
-    sync::{AtomicU64, Ordering},
+    sync::{AtomicU64, Ordering, plain::Mutex},
 };
 
 /// What a pick is asked with.

@@ -274,7 +274,7 @@ fn who_is_served_is_woken_once() {
 
 #[test]
 fn two_million_calls_from_two_threads_leave_nothing_behind() {
-    const CALLS: u64 = 1_000_000;
+    const CALLS: u64 = crate::sync::rounds(1_000_000, 400);
     let bulkhead = Bulkhead::new(1);
     let work = || {
         (0..CALLS)
@@ -296,7 +296,7 @@ fn two_million_calls_from_two_threads_leave_nothing_behind() {
 /// Threads that queue, are served, give up: every call ends in exactly one way.
 #[test]
 fn two_million_calls_through_the_queue_add_up() {
-    const CALLS: u64 = 500_000;
+    const CALLS: u64 = crate::sync::rounds(500_000, 300);
     let bulkhead = queued(2, "max = 3");
     let now = Instant::now();
     let work = |seed: u64| {

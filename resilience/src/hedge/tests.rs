@@ -216,7 +216,7 @@ mod cases {
 
     #[test]
     fn two_threads_account_for_every_hedge() {
-        const CALLS: u64 = 100_000;
+        const CALLS: u64 = crate::sync::rounds(100_000, 100);
         let (hedge, budget, now) = (hedge("after = \"1ms\"\nmax = 1"), rich(), Instant::now());
         std::thread::scope(|scope| {
             for thread in 0..2u64 {

@@ -50,8 +50,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::RwLock;
-
 pub use self::config::KeyedConfig;
 use self::{
     shard::{Moment, Shard},
@@ -60,7 +58,7 @@ use self::{
 use crate::{
     clock::{Tick, nanos},
     config::PolicyError,
-    sync::{AtomicU64, Ordering},
+    sync::{AtomicU64, Ordering, plain::RwLock},
 };
 
 /// A core that may live in a [`Keyed`] table. A clone is a handle on the same state.

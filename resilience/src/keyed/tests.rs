@@ -231,7 +231,7 @@ fn two_threads_never_exceed_the_bound_and_agree_on_each_key() {
             let table = &table;
             scope.spawn(move || {
                 let mut seed = 0x9E37_79B9 + thread;
-                for step in 0..60_000u64 {
+                for step in 0..crate::sync::rounds(60_000, 120) {
                     seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let key = (seed >> 33) % 400;
                     if seed.is_multiple_of(64) {

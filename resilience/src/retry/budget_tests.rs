@@ -222,7 +222,7 @@ mod table {
 
     #[test]
     fn two_threads_never_overdraw_and_leave_nothing_behind() {
-        const CALLS: usize = 200_000;
+        const CALLS: usize = crate::sync::rounds(200_000, 400) as usize;
         let now = Instant::now();
         let b = budget("50%");
         let taken: usize = std::thread::scope(|scope| {

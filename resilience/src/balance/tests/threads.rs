@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering as Order};
 
 use super::*;
 
-const CALLS: u32 = 100_000;
+const CALLS: u32 = crate::sync::rounds(100_000, 60) as u32;
 
 #[test]
 fn two_threads_and_a_changing_membership_leave_nothing_behind() {
@@ -82,7 +82,7 @@ fn two_threads_and_a_changing_membership_leave_nothing_behind() {
 #[test]
 fn out_1_two_threads_crossing_the_threshold_eject_once() {
     let now = start();
-    for _ in 0..200 {
+    for _ in 0..crate::sync::rounds(200, 1) {
         let b = with(
             3,
             policy(BalancePolicy::Random),

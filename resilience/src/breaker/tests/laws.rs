@@ -249,7 +249,7 @@ fn agree(config: &BreakerConfig, steps: Vec<Step>) -> Result<(), TestCaseError> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(crate::sync::rounds(512, 2) as u32))]
 
     #[test]
     fn a_breaker_over_time_behaves_as_the_obvious_one(steps in steps(), consecutive in 0u32..4) {

@@ -1,6 +1,7 @@
 //! Many calls from two threads, accounted for to the last.
 
 use super::*;
+use crate::sync::rounds;
 
 /// Runs `calls` on each of two threads and checks the books at the end.
 fn balance(
@@ -46,7 +47,9 @@ fn two_million_calls_through_a_closed_circuit() {
         over: Window::Time(Millis::new(3_600_000)),
         ..setup()
     };
-    let breaker = balance(config, 1_000_000, |i| if i % 4 == 0 { ERR } else { OK });
+    let breaker = balance(config, rounds(1_000_000, 400), |i| {
+        if i % 4 == 0 { ERR } else { OK }
+    });
     let calls = breaker.calls();
     assert_eq!(calls.stale, 0);
     let window = breaker.snapshot(Instant::now()).window;
@@ -80,31 +83,37 @@ fn two_million_calls_through_a_circuit_that_keeps_tripping() {
             Outcome::Cancelled,
             OK,
         ];
-        let breaker = balance(config, 333_334, |i| {
+        let breaker = balance(config, rounds(333_334, 400), |i| {
             // Good and bad spells.
-            if i / 1_000 % 2 == 0 {
+            if (i / rounds(1_000, 20)).is_multiple_of(2) {
                 OK
             } else {
                 mix[i as usize % mix.len()]
             }
         });
-        assert!(breaker.snapshot(Instant::now()).opened > 10, "{over}");
+        assert!(
+            breaker.snapshot(Instant::now()).opened > rounds(10, 0),
+            "{over}"
+        );
     }
 }
 
 #[test]
 fn a_count_window_is_exact_when_quiescent() {
+    const WINDOW: u32 = rounds(1_000, 50) as u32;
     let config = BreakerConfig {
-        over: Window::Calls(1_000),
+        over: Window::Calls(WINDOW),
         mode: Mode::MetricsOnly,
         ..setup()
     };
-    let breaker = balance(config, 200_000, |i| if i % 3 == 0 { ERR } else { OK });
+    let breaker = balance(config, rounds(200_000, 300), |i| {
+        if i % 3 == 0 { ERR } else { OK }
+    });
     let now = Instant::now();
     let held = breaker.snapshot(now).window;
-    assert_eq!(held.total, 1_000);
+    assert_eq!(held.total, WINDOW);
     // Push each outcome out, one at a time: the sum must come down to exactly zero.
-    for _ in 0..1_000 {
+    for _ in 0..WINDOW {
         breaker.try_acquire(now).expect("admits").complete(OK, now);
     }
     assert_eq!(breaker.snapshot(now).window.failed, 0);
@@ -112,6 +121,8 @@ fn a_count_window_is_exact_when_quiescent() {
 
 #[test]
 fn reconfiguring_meanwhile_loses_no_call() {
+    const CALLS: u64 = rounds(200_000, 400);
+    const CHANGES: u64 = rounds(4_000, 30);
     let breaker = CircuitBreaker::new(setup()).expect("valid");
     let now = Instant::now();
     let shapes = [
@@ -122,8 +133,8 @@ fn reconfiguring_meanwhile_loses_no_call() {
     ];
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for i in 0..4_000 {
-                let over = shapes[i % shapes.len()];
+            for i in 0..CHANGES {
+                let over = shapes[i as usize % shapes.len()];
                 let config = BreakerConfig { over, ..setup() };
                 breaker.reconfigure(config).expect("valid");
                 if i % 100 == 0 {
@@ -132,7 +143,7 @@ fn reconfiguring_meanwhile_loses_no_call() {
             }
         });
         scope.spawn(|| {
-            for i in 0..200_000u64 {
+            for i in 0..CALLS {
                 let now = now + Duration::from_micros(i);
                 if let Ok(permit) = breaker.try_acquire(now) {
                     permit.complete(if i % 5 == 0 { ERR } else { OK }, now);
@@ -143,7 +154,7 @@ fn reconfiguring_meanwhile_loses_no_call() {
     let calls = breaker.calls();
     assert_eq!(
         (calls.in_flight, calls.admitted() + calls.rejected()),
-        (0, 200_000)
+        (0, CALLS)
     );
-    assert_eq!(breaker.snapshot(now).generation, 4_000);
+    assert_eq!(breaker.snapshot(now).generation, CHANGES);
 }
