@@ -7,6 +7,8 @@
 mod catching_up;
 mod history;
 mod lossy;
+#[cfg(target_os = "linux")]
+mod namespaces;
 mod owners;
 mod partitions;
 mod paused;

@@ -86,7 +86,7 @@ impl Drop for Process {
 }
 
 /// A body of HTTP/1.0: without chunks, to the end.
-async fn get(addr: SocketAddr, path: &str) -> Option<String> {
+pub(super) async fn get(addr: SocketAddr, path: &str) -> Option<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let asking = async {
         let mut stream = tokio::net::TcpStream::connect(addr).await.ok()?;
