@@ -184,6 +184,7 @@ impl Reason {
 
 /// A refusal: who, why, and when to come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rejected {
     /// The policy that refused.
     pub policy: Policy,

@@ -76,6 +76,7 @@ impl Deadline {
 
 /// How long a caller gives to the whole call and to one try of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Limits {
     /// All tries together.
     pub total: Option<Duration>,

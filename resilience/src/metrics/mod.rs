@@ -62,6 +62,7 @@ pub(crate) mod cores;
 
 /// Whether a number only grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// It only grows, until the process ends.
     Counter,
