@@ -69,17 +69,18 @@ impl Server {
         self.addr
     }
 
-    /// Its connections break, and nobody listens any more.
+    /// Its connections break, and nobody listens any more: when this returns, it answers nobody.
     pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // On a thread of its own: a runtime must not be ended where another one runs.
+            let end = move || runtime.shutdown_timeout(Duration::from_secs(5));
+            let _ended = std::thread::spawn(end).join();
         }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A runtime must not be dropped where another one runs.
         self.kill();
     }
 }
