@@ -205,6 +205,49 @@ async fn a_change_is_not_lost_when_the_lease_moves_at_the_same_time() {
     }
 }
 
+/// An operator's word by Eureka's clients, at servers that do not keep the lease: it is made where the
+/// lease is, beside changes of the same moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_word_by_eureka_s_rules_leaves_the_lease_where_it_is() {
+    let all = cluster().await;
+    let path = "/v1/services/orders/instances/o1";
+    let body = r#"{"addr":"10.0.0.7:80","ttl":"1h"}"#;
+    assert_eq!(ask(&all[1], ("PUT", path), body).await.status, 200);
+    let (service, id) = (name("orders"), "o1".parse().expect("id"));
+    let read = |server: &RegistryServer| server.shared().read(|c| c.live(&service, &id));
+    eventually("all know it", || async {
+        all.iter().all(|server| read(server).is_some())
+    })
+    .await;
+    let rows = [
+        ("PUT", "OUT_OF_SERVICE", Some(InstanceStatus::OutOfService)),
+        ("PUT", "DOWN", Some(InstanceStatus::Down)),
+        ("DELETE", "UP", None),
+    ];
+    for (n, (method, word, overridden)) in rows.into_iter().enumerate() {
+        let metadata = format!("{path}/metadata");
+        let said = format!("/eureka/apps/ORDERS/o1/status?value={word}");
+        let patch = format!(r#"{{"k{n}":"v"}}"#);
+        let (said, patched) = tokio::join!(
+            ask(&all[0], (method, &said), ""),
+            ask(&all[2], ("PATCH", &metadata), &patch),
+        );
+        assert_eq!((said.status, patched.status), (200, 200), "{method} {word}");
+        // Where it was asked for, at once; elsewhere soon.
+        let known = read(&all[0]).expect("registered");
+        assert_eq!(known.overridden, overridden, "{method} {word}");
+        for server in &all {
+            eventually("both are in the record", || async {
+                let known = read(server).expect("registered");
+                known.overridden == overridden && known.metadata.contains_key(&format!("k{n}"))
+            })
+            .await;
+            let known = read(server).expect("registered");
+            assert_eq!(known.owner, "n2", "nobody took the lease over for it");
+        }
+    }
+}
+
 /// Three servers, one instance, and changes of it at all of them at once: a key of metadata each, an
 /// operator's word and the instance's own. Whoever keeps the lease puts them into one record.
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use super::{
     json,
     model::{self, Fields, Instance, status_of},
     ops::{Done, Named, Via},
+    word::StatusWord,
 };
 use crate::audit::Who;
 
@@ -106,12 +107,12 @@ fn one(eureka: &Eureka, who: &Who, item: &Value) -> Done {
         Action::Heartbeat => eureka.heartbeat(&named, dirty, Via::Peer),
         Action::Cancel => eureka.cancel(&named),
         Action::StatusUpdate => match word("status") {
-            Some(status) => eureka.set_status(&named, status, dirty),
+            Some(status) => eureka.status_word_here(&named, StatusWord::Put { status, dirty }),
             None => Done::BadWord,
         },
         Action::DeleteStatusOverride => {
             let after = word("status").unwrap_or(InstanceStatus::Unknown);
-            eureka.drop_status(&named, after, dirty)
+            eureka.status_word_here(&named, StatusWord::Delete { after, dirty })
         }
         Action::Register => Done::BadWord,
     });

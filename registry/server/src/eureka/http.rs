@@ -22,6 +22,7 @@ use super::{
     ops::{Done, Named, Via},
     request::{self, query, segments, value_of},
     view::{self, Asked},
+    word::StatusWord,
 };
 use crate::audit::Who;
 
@@ -68,7 +69,7 @@ async fn serve(State(eureka): State<Arc<Eureka>>, request: Request) -> Response 
         Method::GET | Method::HEAD => call.read(&path).await,
         Method::POST => call.post(&path, body).await,
         Method::PUT => call.put(&path).await,
-        Method::DELETE => call.delete(&path),
+        Method::DELETE => call.delete(&path).await,
         _ => {
             let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
             let allow = http::HeaderValue::from_static("GET,HEAD,POST,PUT,DELETE");
@@ -275,6 +276,15 @@ impl Call<'_> {
         self.asker().audited(action, named, done)
     }
 
+    /// A word of a client is made where the lease is kept.
+    async fn status_word(&self, action: &'static str, named: &Named, word: StatusWord) -> Done {
+        let done = match self.from {
+            Via::Client => self.eureka.status_word(named, word).await,
+            Via::Peer => self.by(named, || self.eureka.status_word_here(named, word)),
+        };
+        self.asker().audited(action, named, done)
+    }
+
     async fn put(&self, path: &[&str]) -> Response {
         let dirty = value_of(self.query, "lastDirtyTimestamp");
         let dirty = dirty.and_then(|text| text.parse().ok());
@@ -293,9 +303,10 @@ impl Call<'_> {
                     (None, _) => Done::Unknown,
                     (Some(named), _) if self.eureka.find(&named).is_none() => Done::Unknown,
                     (_, None) => Done::BadWord,
-                    (Some(named), Some(word)) => self.write("override", &named, || {
-                        self.eureka.set_status(&named, word, dirty)
-                    }),
+                    (Some(named), Some(status)) => {
+                        let word = StatusWord::Put { status, dirty };
+                        self.status_word("override", &named, word).await
+                    }
                 }
             }
             ["apps", app, id, "metadata"] => match Named::new(app, id) {
@@ -311,7 +322,7 @@ impl Call<'_> {
         done.respond(self.wants, StatusCode::OK)
     }
 
-    fn delete(&self, path: &[&str]) -> Response {
+    async fn delete(&self, path: &[&str]) -> Response {
         let dirty = value_of(self.query, "lastDirtyTimestamp");
         let dirty = dirty.and_then(|text| text.parse().ok());
         let done = match path {
@@ -328,9 +339,10 @@ impl Call<'_> {
                 match (Named::new(app, id), after) {
                     (None, _) => Done::Unknown,
                     (_, None) => Done::BadWord,
-                    (Some(named), Some(after)) => self.write("override-drop", &named, || {
-                        self.eureka.drop_status(&named, after, dirty)
-                    }),
+                    (Some(named), Some(after)) => {
+                        let word = StatusWord::Delete { after, dirty };
+                        self.status_word("override-drop", &named, word).await
+                    }
                 }
             }
             _ => return no_such_path("DELETE", path),

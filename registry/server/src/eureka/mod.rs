@@ -42,6 +42,7 @@ mod peers;
 mod record;
 mod request;
 mod view;
+mod word;
 mod xml;
 
 #[cfg(test)]
@@ -59,9 +60,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-pub use self::config::EurekaConfig;
 #[cfg(test)]
 pub(crate) use self::request::document;
+pub use self::{config::EurekaConfig, word::StatusWord};
 use self::{
     feed::Feed,
     model::Applications,

@@ -13,6 +13,7 @@ use super::{
     model::{Action, Instance},
     names,
     record::{self, Extra, dirty_of, shown},
+    word::StatusWord,
 };
 use crate::{
     catalogue::{Body, Key, Record},
@@ -215,57 +216,40 @@ impl Eureka {
         }
     }
 
-    /// PUT `/apps/{app}/{id}/status`.
-    pub(crate) fn set_status(
-        &self,
-        named: &Named,
-        status: InstanceStatus,
-        dirty: Option<i64>,
-    ) -> Done {
-        let Some((record, _)) = self.find(named) else {
-            return self.unknown();
-        };
-        if let Err(refused) = self.shared.renew(&named.service, &named.id, None) {
-            return refused.into();
+    /// PUT and DELETE `/apps/{app}/{id}/status`. After a DELETE without a word for what comes next,
+    /// nobody knows, and the instance registers again.
+    pub(crate) async fn status_word(&self, named: &Named, word: StatusWord) -> Done {
+        if let Some(done) = self.is_said(named, &word) {
+            return done;
         }
-        if shown(&record) == status {
-            return Done::Ok;
-        }
-        self.edit(named, |record, extra| {
-            record.overridden = Some(status);
-            if !matches!(
-                record.reported,
-                InstanceStatus::Up | InstanceStatus::OutOfService
-            ) {
-                // The operator's word shows until the instance says something else.
-                record.reported = status;
-            }
-            advance(extra, dirty);
-        })
+        let edit = Edit::Eureka(word);
+        let edited = self.shared.edit(&named.service, &named.id, edit).await;
+        edited.map_or_else(Done::from, |_| Done::Ok)
     }
 
-    /// DELETE `/apps/{app}/{id}/status`: without a word for what comes after it, nobody knows, and
-    /// the instance registers again.
-    pub(crate) fn drop_status(
-        &self,
-        named: &Named,
-        after: InstanceStatus,
-        dirty: Option<i64>,
-    ) -> Done {
+    /// The same of a peer, which has told the others itself.
+    pub(crate) fn status_word_here(&self, named: &Named, word: StatusWord) -> Done {
+        if let Some(done) = self.is_said(named, &word) {
+            return done;
+        }
+        let edit = Edit::Eureka(word);
+        let edited = self.shared.edit_here(&named.service, &named.id, edit);
+        edited.map_or_else(Done::from, |_| Done::Ok)
+    }
+
+    /// The answer to a word that changes nothing. It renews the lease like any other.
+    fn is_said(&self, named: &Named, word: &StatusWord) -> Option<Done> {
         let Some((record, _)) = self.find(named) else {
-            return self.unknown();
+            return Some(self.unknown());
         };
         if let Err(refused) = self.shared.renew(&named.service, &named.id, None) {
-            return refused.into();
+            return Some(refused.into());
         }
-        if record.overridden.is_none() {
-            return Done::Ok;
-        }
-        self.edit(named, |record, extra| {
-            record.overridden = None;
-            record.reported = after;
-            advance(extra, dirty);
-        })
+        let said = match word {
+            StatusWord::Put { status, .. } => shown(&record) == *status,
+            StatusWord::Delete { .. } => record.overridden.is_none(),
+        };
+        said.then_some(Done::Ok)
     }
 
     /// PUT `/apps/{app}/{id}/metadata`.
@@ -336,10 +320,6 @@ fn kept_status(before: InstanceStatus, says: InstanceStatus) -> InstanceStatus {
     } else {
         says
     }
-}
-
-fn advance(extra: &mut Extra, dirty: Option<i64>) {
-    extra.dirty = dirty.map_or(extra.dirty, |dirty| dirty.max(extra.dirty));
 }
 
 /// What a record said when it registered.

@@ -23,7 +23,7 @@ use selvedge_registry::{
 use serde::{Deserialize, Serialize};
 
 use super::{Incoming, Refused, Shared};
-use crate::{catalogue::Record, replicate::peer::BoxError};
+use crate::{catalogue::Record, eureka::StatusWord, replicate::peer::BoxError};
 
 /// How long the server that keeps the lease is waited for. A guess: long for one that works.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ pub enum Edit {
     Override(Option<InstanceStatus>),
     /// Metadata to merge: `None` takes a key away.
     Metadata(BTreeMap<String, Option<String>>),
+    /// An operator's word by Eureka's rules.
+    Eureka(StatusWord),
 }
 
 impl Edit {
@@ -56,6 +58,7 @@ impl Edit {
                 }
                 check_metadata(&instance.metadata).map_err(Refused::Invalid)?;
             }
+            Self::Eureka(word) => word.apply(instance),
         }
         Ok(())
     }
