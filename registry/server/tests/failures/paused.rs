@@ -85,12 +85,20 @@ impl Drop for Process {
     }
 }
 
-/// A body of HTTP/1.0: without chunks, to the end.
 pub(super) async fn get(addr: SocketAddr, path: &str) -> Option<String> {
+    ask(addr, ("GET", path), "").await
+}
+
+/// The body of an answer by HTTP/1.0: without chunks, to the end.
+async fn ask(addr: SocketAddr, (method, path): (&str, &str), body: &str) -> Option<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let asking = async {
         let mut stream = tokio::net::TcpStream::connect(addr).await.ok()?;
-        let request = format!("GET {path} HTTP/1.0\r\nhost: {addr}\r\n\r\n");
+        let request = format!(
+            "{method} {path} HTTP/1.0\r\nhost: {addr}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
@@ -157,10 +165,27 @@ async fn a_stopped_server_wrongs_nobody_when_it_goes_on() {
         let evicted = server.metric("selvedge_registry_evictions_total").await;
         assert_eq!(evicted, Some(0));
     }
-    // And it still finds the dead.
+    // And it still hears a goodbye, and finds the dead: one that is registered there, and never again
+    // heard of.
     drop(held.pop());
+    let dead = r#"{"addr":"127.0.0.1:5000","ttl":"3s"}"#;
+    let path = "/v1/services/orders/instances/dead";
+    let answer = ask(a.http, ("PUT", path), dead).await.unwrap_or_default();
+    assert!(answer.contains("dead"), "{answer}");
+    let evictions = async || {
+        let mut sum = 0;
+        for server in all {
+            let one = server.metric("selvedge_registry_evictions_total").await;
+            sum += one.unwrap_or_default();
+        }
+        sum
+    };
+    eventually("the dead one is evicted", || async {
+        evictions().await == 1
+    })
+    .await;
     for server in all {
-        eventually("the dead one is gone", || async {
+        eventually("both are gone", || async {
             server.up("orders").await == Some(29)
         })
         .await;

@@ -93,6 +93,10 @@ async fn five_restart_one_after_the_other_and_no_renewal_is_refused() {
     assert_eq!(shortest, 200, "never a shorter list");
     assert_eq!(*fleet.lost.lock(), [0; 0], "every renewal was taken");
     cluster.converges_to(&fleet.alive()).await;
+    // And the dead are still found.
+    fleet.crash(17);
+    cluster.converges_to(&fleet.alive()).await;
+    assert_eq!(cluster.evictions(), 1);
 }
 
 /// A server in a crash loop, and a rolling restart that does not end: in simulated time, each life as
@@ -176,6 +180,32 @@ async fn what_was_deleted_long_ago_does_not_come_back_from_a_disk() {
     assert!(!ids(cluster.shared(2)).contains(&text(4)));
 }
 
+/// The first server's disk is full, and stays so until two writes have failed.
+async fn fill_the_disk(cluster: &Cluster) {
+    let dir = cluster.dir(0).expect("on disk");
+    let failures = &cluster.shared(0).counters.save_failures;
+    until("a write that fails", || {
+        // Again and again: it is taken away after each failure.
+        let _is_there_already = std::os::unix::fs::symlink("/dev/full", dir.join("catalogue.tmp"));
+        failures.load(std::sync::atomic::Ordering::Relaxed) >= 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_at_one_of_three_wrongs_nobody() {
+    let cluster = Cluster::start_on_disk(3, |_| {}).await;
+    let fleet = Fleet::start(&cluster, 60);
+    cluster.converges_to(&fleet.alive()).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    fill_the_disk(&cluster).await;
+    fleet.join(60, &[0]);
+    fleet.crash(7);
+    cluster.converges_to(&fleet.alive()).await;
+    assert_eq!(cluster.evictions(), 1, "the dead one");
+    assert_eq!(*fleet.lost.lock(), [0; 0], "every renewal was taken");
+}
+
 /// A disk that is full, or a file that is damaged, stops nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_and_a_damaged_file_are_survived() {
@@ -183,18 +213,7 @@ async fn a_full_disk_and_a_damaged_file_are_survived() {
     let fleet = Fleet::start(&cluster, 20);
     tokio::time::sleep(Duration::from_millis(700)).await;
     let dir = cluster.dir(0).expect("on disk");
-    let failures = |cluster: &Cluster| {
-        let counters = &cluster.shared(0).counters;
-        counters
-            .save_failures
-            .load(std::sync::atomic::Ordering::Relaxed)
-    };
-    until("a write that fails", || {
-        // Again and again: it is taken away after each failure.
-        let _is_there_already = std::os::unix::fs::symlink("/dev/full", dir.join("catalogue.tmp"));
-        failures(&cluster) >= 2
-    })
-    .await;
+    fill_the_disk(&cluster).await;
     cluster.converges_to(&fleet.alive()).await;
     let served: BTreeSet<_> = fleet.alive();
     cluster.kill(0);
