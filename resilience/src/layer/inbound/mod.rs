@@ -23,7 +23,6 @@ mod tests;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
 use http::request::Parts;
 use tokio::time::Instant;
 
@@ -48,6 +47,7 @@ use crate::{
     metrics::{Emitter, Sample, Samples, cores},
     outcome::{Outcome, Policy, Reason, Rejected},
     rng::Rng,
+    shared::Replaced,
     shed::Ticket,
 };
 
@@ -57,7 +57,7 @@ pub struct Inbound(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    plan: ArcSwap<Plan>,
+    plan: Replaced<Plan>,
     name: Arc<str>,
     events: Option<Events>,
     /// What was told last of what is refused.
@@ -148,7 +148,7 @@ impl Inbound {
         let rng = Rng::from_entropy();
         let plan = Plan::new(config, None, &rng)?;
         Ok(Self(Arc::new(Shared {
-            plan: ArcSwap::from_pointee(plan),
+            plan: Replaced::new(plan),
             name,
             events,
             lookout: parking_lot::Mutex::default(),
@@ -163,12 +163,12 @@ impl Inbound {
     /// [`PolicyError`] if it cannot work; nothing changes then.
     pub fn reconfigure(&self, config: InboundConfig) -> Result<(), PolicyError> {
         let _one_at_a_time = self.0.changing.lock();
-        let old = self.0.plan.load();
+        let old = self.0.plan.lend();
         if old.config == config {
             return Ok(());
         }
         let plan = Plan::new(config, Some(&old), &self.0.rng)?;
-        self.0.plan.store(Arc::new(plan));
+        self.0.plan.replace(plan);
         Ok(())
     }
 
@@ -179,7 +179,7 @@ impl Inbound {
         let (shared, now) = (&*self.0, Instant::now().into_std());
         let told = (shared.events.as_ref(), &shared.name);
         lookout::look(&shared.lookout, told, now, |mut look| {
-            let plan = shared.plan.load();
+            let plan = shared.plan.lend();
             let refused = plan.shed.as_ref().map(|core| core.status().refused);
             look.one(Policy::Shed, Reason::Overloaded, refused);
             let refused = plan.rate.as_ref().map(|limit| limit.keys.rejected());
@@ -191,7 +191,7 @@ impl Inbound {
 
     /// Whether nothing is written: every request is taken on, unless its deadline has passed.
     pub fn takes_all(&self) -> bool {
-        let plan = self.0.plan.load();
+        let plan = self.0.plan.lend();
         plan.shed.is_none()
             && plan.rate.is_none()
             && plan.bulkhead.is_none()
@@ -200,7 +200,7 @@ impl Inbound {
 
     /// Requests under way by the limits that are written: (bulkhead, adaptive limit).
     pub fn in_flight(&self) -> (Option<u32>, Option<u32>) {
-        let plan = self.0.plan.load();
+        let plan = self.0.plan.lend();
         (
             plan.bulkhead.as_ref().map(Bulkhead::in_flight),
             plan.concurrency.as_ref().map(AdaptiveLimit::in_flight),
@@ -215,7 +215,7 @@ impl Inbound {
     /// # Errors
     /// [`Refused`] with the policy that refused.
     pub async fn admit(&self, head: &Parts, caller: Caller) -> Result<InboundHeld, Refused> {
-        let plan = self.0.plan.load_full();
+        let plan = self.0.plan.lend();
         let mut now = Instant::now();
         let priority = || {
             caller
@@ -265,7 +265,7 @@ impl Inbound {
 
 impl Samples for Inbound {
     fn samples<'a>(&'a self, _: std::time::Instant, take: &mut dyn FnMut(Sample<'a>)) {
-        let (plan, emit) = (self.0.plan.load(), &mut Emitter::new(&self.0.name, take));
+        let (plan, emit) = (self.0.plan.lend(), &mut Emitter::new(&self.0.name, take));
         if let Some(core) = &plan.shed {
             cores::shed(core, emit);
         }

@@ -52,7 +52,6 @@ use super::{
 use crate::{
     config::PolicyError,
     context::AttemptNumber,
-    lanes::Lane,
     outcome::{Policy, Reason, Rejected},
     retry::{
         RetryConfig, Tries,
@@ -177,7 +176,7 @@ where
         let mut service = mem::replace(&mut self.inner, clone);
         let (mut head, body) = request.into_parts();
         let now = Instant::now().into_std();
-        let plan = self.current.plan.load().lend(Lane::here());
+        let plan = self.current.plan.lend();
         let begun = Begun::new(plan, &head.extensions, now);
         let Plan { config, core, .. } = &*begun.plan;
         if core.lent.load(Ordering::Relaxed) {

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
 use http::{Extensions, request::Parts};
 
 use super::super::{Completes, Moment, keep::keep};
@@ -24,14 +23,14 @@ use crate::{
         cost::{Cost, CostBucket},
     },
     rng::Rng,
-    shared::{Lent, Shared},
+    shared::{Lent, Replaced},
     sync::{AtomicU64, Ordering},
 };
 
 /// What the next call begins with.
 #[derive(Debug)]
 pub(super) struct Current {
-    pub(super) plan: ArcSwap<Shared<Plan>>,
+    pub(super) plan: Replaced<Plan>,
     pub(super) core: Arc<Core>,
 }
 
@@ -109,7 +108,7 @@ impl Current {
             cost,
             core: Arc::clone(&core),
         };
-        let plan = ArcSwap::from_pointee(Shared::new(plan));
+        let plan = Replaced::new(plan);
         Ok(Arc::new(Self { plan, core }))
     }
 
@@ -119,13 +118,12 @@ impl Current {
         let core = Arc::clone(&self.core);
         let cost = keep(
             config.cost.as_ref(),
-            self.plan.load().cost.as_ref(),
+            self.plan.lend().cost.as_ref(),
             |cost| CostBucket::new(*cost),
             |bucket, cost| bucket.reconfigure(*cost),
         )?;
         core.budget.reconfigure(config.budget, config.in_flight)?;
-        let plan = Shared::new(Plan { config, cost, core });
-        self.plan.store(Arc::new(plan));
+        self.plan.replace(Plan { config, cost, core });
         Ok(())
     }
 }
