@@ -43,7 +43,8 @@ pub struct AdaptiveConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueConfig>,
     /// What each class of calls is sure of once the limit is reached; shares of at most 100 %
-    /// together. Calls of no class that is named here have what is left.
+    /// together. Calls of no class that is named here have what is left, and only they wait in `queue`:
+    /// a class has its share at once, and beyond it is refused.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub partitions: BTreeMap<String, Ratio>,
     /// What tells a request's class. Default "priority": its `x-priority`.

@@ -55,6 +55,7 @@
 
 mod algorithm;
 mod config;
+mod partition;
 mod sampler;
 
 use std::{
@@ -64,14 +65,17 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-pub use self::config::{
-    AdaptiveConfig, AimdConfig, AlgorithmConfig, CubicConfig, Gradient2Config, GradientConfig,
-    PartitionBy, VegasConfig,
-};
 use self::{
     algorithm::{Algorithm, Bounds, Next, Verdict},
-    config::{MILLION, millionths},
+    partition::{Share, shares},
     sampler::Sampler,
+};
+pub use self::{
+    config::{
+        AdaptiveConfig, AimdConfig, AlgorithmConfig, CubicConfig, Gradient2Config, GradientConfig,
+        PartitionBy, VegasConfig,
+    },
+    partition::Partition,
 };
 use crate::{
     bulkhead::{
@@ -119,46 +123,9 @@ struct Core {
     rng: Rng,
 }
 
-/// What one class of calls is sure of.
-#[derive(Debug)]
-struct Share {
-    name: Box<str>,
-    millionths: AtomicU64,
-    busy: AtomicU32,
-}
-
-impl Share {
-    /// `max(1, ⌈limit × share⌉)`.
-    fn of(&self, limit: u32) -> u32 {
-        let share = self.millionths.load(Ordering::Relaxed);
-        ((u64::from(limit) * share).div_ceil(MILLION) as u32).max(1)
-    }
-
-    /// Takes one more if fewer than its share are taken.
-    fn take_below(&self, share: u32) -> bool {
-        self.busy
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |busy| {
-                (busy < share).then(|| busy + 1)
-            })
-            .is_ok()
-    }
-
-    fn give_back(&self) {
-        self.busy.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 /// A limit on concurrent calls that adapts. Clones share one limit.
 #[derive(Debug, Clone)]
 pub struct AdaptiveLimit(Shared<Core>);
-
-/// One class of calls under an [`AdaptiveLimit`]; see its [module](self). A class that the
-/// configuration no longer names is sure of one call.
-#[derive(Debug, Clone)]
-pub struct Partition {
-    limit: AdaptiveLimit,
-    share: Arc<Share>,
-}
 
 /// Gauges and counters, read without a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,16 +213,6 @@ impl AdaptiveLimit {
         }
     }
 
-    /// The class of calls that the configuration names so.
-    pub fn partition(&self, name: &str) -> Option<Partition> {
-        let shares = self.0.shares.load();
-        let share = shares.iter().find(|share| &*share.name == name)?;
-        Some(Partition {
-            limit: self.clone(),
-            share: Arc::clone(share),
-        })
-    }
-
     /// Calls under way.
     pub fn in_flight(&self) -> u32 {
         self.0.slots.held()
@@ -335,63 +292,6 @@ impl AdaptiveLimit {
 fn rules(config: &AdaptiveConfig) -> Rules {
     let queue = config.queue.as_ref();
     queue.map_or(Rules::NO_QUEUE, crate::bulkhead::QueueConfig::rules)
-}
-
-/// The shares as configured; those that `known` has under the same name keep who holds them. Those
-/// no longer named are left with nothing.
-fn shares(config: &AdaptiveConfig, known: &[Arc<Share>]) -> Vec<Arc<Share>> {
-    for share in known {
-        let now = config.partitions.get(&*share.name);
-        let now = now.map_or(0, |ratio| millionths(*ratio));
-        share.millionths.store(now, Ordering::Relaxed);
-    }
-    let share = |(name, ratio): (&String, &crate::config::Ratio)| {
-        let kept = known.iter().find(|share| *share.name == **name);
-        kept.cloned().unwrap_or_else(|| {
-            Arc::new(Share {
-                name: name.as_str().into(),
-                millionths: AtomicU64::new(millionths(*ratio)),
-                busy: AtomicU32::new(0),
-            })
-        })
-    };
-    config.partitions.iter().map(share).collect()
-}
-
-impl Partition {
-    /// Takes a slot: any while the limit is not reached, one of its share after that.
-    ///
-    /// # Errors
-    /// [`Rejected`] with [`Reason::Full`] if the limit is reached and so is the share.
-    pub fn try_acquire(&self, now: Instant) -> Result<Permit, Rejected> {
-        let (slots, share) = (&self.limit.0.slots, &self.share);
-        let begun = |in_flight| {
-            let share = Some(Arc::clone(share));
-            Ok(self.limit.begun(in_flight, now, share))
-        };
-        if slots.held() < slots.limit() {
-            // The share first: whoever asks for one of its last must not find too few taken.
-            share.busy.fetch_add(1, Ordering::AcqRel);
-            if let Some(in_flight) = slots.try_take() {
-                return begun(in_flight);
-            }
-            share.give_back();
-        }
-        if share.take_below(share.of(slots.limit())) {
-            return begun(slots.take_beyond());
-        }
-        Err(self.limit.full())
-    }
-
-    /// Calls of this class under way.
-    pub fn in_flight(&self) -> u32 {
-        self.share.busy.load(Ordering::Relaxed)
-    }
-
-    /// What the class is sure of at the limit of now.
-    pub fn share(&self) -> u32 {
-        self.share.of(self.limit.limit())
-    }
 }
 
 impl Queued for AdaptiveLimit {
@@ -524,54 +424,3 @@ impl Drop for Permit {
 
 #[cfg(all(test, not(loom)))]
 mod tests;
-
-#[cfg(all(test, loom))]
-mod models {
-    use loom::thread;
-
-    use super::*;
-
-    #[test]
-    fn two_who_ask_for_the_last_of_a_share_do_not_both_have_it() {
-        loom::model(|| {
-            let share = Arc::new(Share {
-                name: "batch".into(),
-                millionths: AtomicU64::new(MILLION / 2),
-                busy: AtomicU32::new(1),
-            });
-            let threads = [(); 2].map(|()| {
-                let share = Arc::clone(&share);
-                thread::spawn(move || {
-                    let taken = share.take_below(share.of(4));
-                    if taken {
-                        share.give_back();
-                    }
-                    taken
-                })
-            });
-            let taken = threads.map(|thread| thread.join().expect("no panic"));
-            assert!(taken.contains(&true), "one was free");
-            assert_eq!(share.busy.load(Ordering::Acquire), 1);
-        });
-    }
-
-    #[test]
-    fn no_more_than_a_share_are_taken() {
-        loom::model(|| {
-            let share = Arc::new(Share {
-                name: "batch".into(),
-                millionths: AtomicU64::new(MILLION / 2),
-                busy: AtomicU32::new(1),
-            });
-            let threads = [(); 2].map(|()| {
-                let share = Arc::clone(&share);
-                thread::spawn(move || u32::from(share.take_below(share.of(4))))
-            });
-            let taken: u32 = threads
-                .map(|thread| thread.join().expect("no panic"))
-                .iter()
-                .sum();
-            assert_eq!((taken, share.busy.load(Ordering::Acquire)), (1, 2));
-        });
-    }
-}
