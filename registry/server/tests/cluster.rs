@@ -6,7 +6,11 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use selvedge_registry::{InstanceStatus, client::Discovery, wire::MemberState};
+use selvedge_registry::{
+    InstanceStatus,
+    client::Discovery,
+    wire::{InstanceRecord, MemberState},
+};
 use selvedge_registry_server::{RegistryServer, catalogue::Catalogue, server::Origin};
 
 use crate::support::{ask, client, cluster, eventually, instance, name, start};
@@ -205,20 +209,32 @@ async fn a_change_is_not_lost_when_the_lease_moves_at_the_same_time() {
     }
 }
 
+const O1: &str = "/v1/services/orders/instances/o1";
+
+/// What a server knows of it.
+fn o1(server: &RegistryServer) -> Option<InstanceRecord> {
+    let id = "o1".parse().expect("id");
+    server.shared().read(|c| c.live(&name("orders"), &id))
+}
+
+/// Three servers that know one instance, whose lease the second keeps.
+async fn registered_with_the_second() -> [RegistryServer; 3] {
+    let all = cluster().await;
+    let body = r#"{"addr":"10.0.0.7:80","ttl":"1h"}"#;
+    assert_eq!(ask(&all[1], ("PUT", O1), body).await.status, 200);
+    eventually("all know it", || async {
+        all.iter().all(|server| o1(server).is_some())
+    })
+    .await;
+    all
+}
+
 /// An operator's word by Eureka's clients, at servers that do not keep the lease: it is made where the
 /// lease is, beside changes of the same moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_word_by_eureka_s_rules_leaves_the_lease_where_it_is() {
-    let all = cluster().await;
-    let path = "/v1/services/orders/instances/o1";
-    let body = r#"{"addr":"10.0.0.7:80","ttl":"1h"}"#;
-    assert_eq!(ask(&all[1], ("PUT", path), body).await.status, 200);
-    let (service, id) = (name("orders"), "o1".parse().expect("id"));
-    let read = |server: &RegistryServer| server.shared().read(|c| c.live(&service, &id));
-    eventually("all know it", || async {
-        all.iter().all(|server| read(server).is_some())
-    })
-    .await;
+    let all = registered_with_the_second().await;
+    let (path, read) = (O1, o1);
     let rows = [
         ("PUT", "OUT_OF_SERVICE", Some(InstanceStatus::OutOfService)),
         ("PUT", "DOWN", Some(InstanceStatus::Down)),
@@ -253,16 +269,8 @@ async fn a_word_by_eureka_s_rules_leaves_the_lease_where_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_at_several_servers_at_once_are_all_in_the_record() {
     const ROUNDS: usize = 20;
-    let all = cluster().await;
-    let path = "/v1/services/orders/instances/o1";
-    let body = r#"{"addr":"10.0.0.7:80","ttl":"1h"}"#;
-    assert_eq!(ask(&all[1], ("PUT", path), body).await.status, 200);
-    let (service, id) = (name("orders"), "o1".parse().expect("id"));
-    let read = |server: &RegistryServer| server.shared().read(|c| c.live(&service, &id));
-    eventually("all know it", || async {
-        all.iter().all(|server| read(server).is_some())
-    })
-    .await;
+    let all = registered_with_the_second().await;
+    let (path, read) = (O1, o1);
     let (all, read) = (&all, &read);
     let patching = all.iter().enumerate().map(|(n, server)| async move {
         for round in 0..ROUNDS {
