@@ -264,6 +264,26 @@ async fn a_word_by_eureka_s_rules_leaves_the_lease_where_it_is() {
     }
 }
 
+/// As `statusUpdate` of Eureka's servers does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_word_by_eureka_s_rules_renews_the_lease_where_it_is() {
+    let all = registered_with_the_second().await;
+    let body = r#"{"addr":"10.0.0.7:80","ttl":"2s"}"#;
+    assert_eq!(ask(&all[1], ("PUT", O1), body).await.status, 200);
+    for word in ["OUT_OF_SERVICE", "DOWN"].iter().cycle().take(20) {
+        let said = format!("/eureka/apps/ORDERS/o1/status?value={word}");
+        assert_eq!(ask(&all[0], ("PUT", &said), "").await.status, 200);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    for server in &all {
+        assert_eq!(o1(server).expect("renewed").owner, "n2");
+    }
+    eventually("and it ends when nobody says anything", || async {
+        all.iter().all(|server| o1(server).is_none())
+    })
+    .await;
+}
+
 /// Three servers, one instance, and changes of it at all of them at once: a key of metadata each, an
 /// operator's word and the instance's own. Whoever keeps the lease puts them into one record.
 #[tokio::test(flavor = "multi_thread")]

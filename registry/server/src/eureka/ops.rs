@@ -237,14 +237,11 @@ impl Eureka {
         edited.map_or_else(Done::from, |_| Done::Ok)
     }
 
-    /// The answer to a word that changes nothing. It renews the lease like any other.
+    /// The answer to a word that changes nothing.
     fn is_said(&self, named: &Named, word: &StatusWord) -> Option<Done> {
         let Some((record, _)) = self.find(named) else {
             return Some(self.unknown());
         };
-        if let Err(refused) = self.shared.renew(&named.service, &named.id, None) {
-            return Some(refused.into());
-        }
         let said = match word {
             StatusWord::Put { status, .. } => shown(&record) == *status,
             StatusWord::Delete { .. } => record.overridden.is_none(),

@@ -22,7 +22,7 @@ use selvedge_registry::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Incoming, Refused, Shared};
+use super::{Incoming, Refused, Shared, shared::now};
 use crate::{catalogue::Record, eureka::StatusWord, replicate::peer::BoxError};
 
 /// How long the server that keeps the lease is waited for. A guess: long for one that works.
@@ -45,6 +45,11 @@ pub enum Edit {
 }
 
 impl Edit {
+    /// Whether it renews the lease. Eureka's do: `AbstractInstanceRegistry.statusUpdate`.
+    fn renews(&self) -> bool {
+        matches!(self, Self::Eureka(_))
+    }
+
     fn apply(self, instance: &mut InstanceRecord) -> Result<(), Refused> {
         match self {
             Self::Status(status) => instance.reported = status,
@@ -138,7 +143,19 @@ impl Shared {
         id: &InstanceId,
         edit: Edit,
     ) -> Result<InstanceRecord, Refused> {
-        self.try_change(service, id, |instance| edit.apply(instance))
+        let renews = edit.renews();
+        let changed = self.try_change(service, id, |instance| edit.apply(instance))?;
+        if renews {
+            self.renew_here(service, id);
+        }
+        Ok(changed)
+    }
+
+    /// A sign of life where the lease is kept. Where it is not, it would count as a visit of the
+    /// instance itself, which takes its lease along when it comes twice.
+    fn renew_here(&self, service: &ServiceName, id: &InstanceId) {
+        let key = (service.clone(), id.clone());
+        let _kept_elsewhere_by_now = self.leases.renew(&key, None, None, now());
     }
 
     /// The server that keeps the lease, if that is another one and lives.
@@ -169,9 +186,15 @@ impl Shared {
         {
             return EditAnswer::Moved(Record::clone(record));
         }
+        let renews = edit.renews();
         let edit = |instance: &mut InstanceRecord| edit.apply(instance);
         match self.try_change_record(&service, &id, edit) {
-            Ok(record) => EditAnswer::Done(Record::clone(&record)),
+            Ok(record) => {
+                if renews {
+                    self.renew_here(&service, &id);
+                }
+                EditAnswer::Done(Record::clone(&record))
+            }
             Err(Refused::Invalid(why)) => EditAnswer::Invalid(why),
             Err(_) => EditAnswer::Unknown,
         }
