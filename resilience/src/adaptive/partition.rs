@@ -70,7 +70,7 @@ impl Partition {
     /// Takes a slot: any while the limit is not reached, one of its share after that.
     ///
     /// # Errors
-    /// [`Rejected`] with [`Reason::Full`] if the limit is reached and so is the share.
+    /// [`Rejected`] with [`Reason::Full`](crate::Reason::Full) if the limit is reached and so is the share.
     pub fn try_acquire(&self, now: Instant) -> Result<Permit, Rejected> {
         let (slots, share) = (&self.limit.0.slots, &self.share);
         let begun = |in_flight| {
