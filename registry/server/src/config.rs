@@ -80,7 +80,7 @@ pub struct GossipConfig {
     /// Gossip addresses of other servers, `host:port`; the more the better, one reachable is enough.
     pub seeds: Vec<String>,
     /// How often it gossips. Default "500ms": detection of a dead server takes about eight times
-    /// as long (chitchat's phi of 8).
+    /// as long.
     pub interval: Millis,
     /// How long a server that hears no seed waits before it answers alone. Default "5s": a guess.
     pub join_timeout: Millis,

@@ -25,6 +25,7 @@
 
 pub mod clock;
 pub mod config;
+mod moved;
 pub mod preserve;
 
 use std::{
@@ -43,7 +44,7 @@ use selvedge_registry::{InstanceId, ServiceName};
 pub use self::{clock::LeaseClock, config::LeasesConfig};
 use crate::{
     catalogue::{Key, name_hash},
-    lease::preserve::ZoneLeases,
+    lease::{moved::Moved, preserve::ZoneLeases},
 };
 
 /// Locks: so many that two renewals at once rarely want the same.
@@ -143,6 +144,7 @@ const MOVES_AFTER: u8 = 2;
 #[derive(Debug)]
 pub struct Leases {
     shards: Box<[Mutex<Shard>]>,
+    moved: Moved,
     zones: RwLock<HashMap<Arc<str>, Arc<Zone>>>,
     clock: LeaseClock,
     rebase_after: u64,
@@ -255,6 +257,7 @@ impl Leases {
     pub fn new(now: Instant, config: &LeasesConfig) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            moved: Moved::default(),
             zones: RwLock::default(),
             clock: LeaseClock::new(now),
             rebase_after: config.rebase_after.0.as_millis() as u64,
@@ -394,6 +397,19 @@ impl Leases {
         }
     }
 
+    /// Another server keeps it now. What is left of it here still counts: see [`heard`](Self::heard).
+    pub fn moved(&self, key: &Key, now: Instant) {
+        let now = self.clock.now(now);
+        let lease = self.shard(&key.0, &key.1).lock().remove(key);
+        let Some(lease) = lease else {
+            return;
+        };
+        self.len.fetch_sub(1, Ordering::Relaxed);
+        if !lease.guarded && now < lease.deadline {
+            self.moved.note(key, lease.incarnation, lease.deadline);
+        }
+    }
+
     /// No longer this server's affair if it was kept for another.
     pub fn release_guarded(&self, key: &Key) {
         let mut shard = self.shard(&key.0, &key.1).lock();
@@ -414,6 +430,21 @@ impl Leases {
         let shard = self.shard(&key.0, &key.1).lock();
         let lease = shard.leases.get(key);
         lease.is_some_and(|l| !l.guarded && l.incarnation == incarnation && now < l.deadline)
+    }
+
+    /// What remains of the lease by what was heard of this life here: it is kept here as this
+    /// server's own, or was until it moved. `None` if that is over.
+    pub fn heard(&self, key: &Key, incarnation: u64, now: Instant) -> Option<Duration> {
+        let now = self.clock.now(now);
+        let kept = {
+            let shard = self.shard(&key.0, &key.1).lock();
+            let lease = shard.leases.get(key);
+            let lease = lease.filter(|l| !l.guarded && l.incarnation == incarnation);
+            lease.map(|lease| lease.deadline)
+        };
+        let deadline = kept.max(self.moved.deadline(key, incarnation))?;
+        let rest = deadline.checked_sub(now).filter(|rest| *rest > 0)?;
+        Some(Duration::from_millis(rest))
     }
 
     /// What remains of its lease.
@@ -446,6 +477,7 @@ impl Leases {
     pub fn advance(&self, now: Instant) {
         let now = self.clock.now(now);
         let score = u64::from(self.clock.score());
+        self.moved.advance(now);
         for shard in &self.shards {
             let mut shard = shard.lock();
             while shard

@@ -155,6 +155,47 @@ fn guardians_share_fairly_and_only_orphans_move() {
     assert_eq!(guardian(&keys[0], std::iter::empty()), None);
 }
 
+#[test]
+fn what_has_moved_away_still_counts_until_it_would_be_over() {
+    let start = Instant::now();
+    let leases = leases(start);
+    let at = |ms| start + Duration::from_millis(ms);
+    let rest = |key, life, ms| leases.heard(key, life, at(ms));
+    let (own, guarded) = (key("own"), key("guarded"));
+    leases.grant(own.clone(), &grant(1000), start);
+    leases.guard(
+        guarded.clone(),
+        &grant(1000),
+        Duration::from_secs(60),
+        start,
+    );
+    assert_eq!(rest(&own, 1, 400), Some(Duration::from_millis(600)));
+    assert_eq!(rest(&own, 2, 400), None, "of another life nothing is known");
+    assert_eq!(
+        rest(&guarded, 1, 400),
+        None,
+        "and of nobody who was not heard"
+    );
+    leases.moved(&own, at(400));
+    leases.moved(&guarded, at(400));
+    assert!(leases.is_empty());
+    assert_eq!(rest(&own, 1, 500), Some(Duration::from_millis(500)));
+    assert_eq!(rest(&own, 2, 500), None);
+    assert_eq!(rest(&guarded, 1, 500), None);
+    // Here again, and away again: the later end.
+    leases.grant(own.clone(), &grant(1000), at(600));
+    leases.moved(&own, at(700));
+    leases.advance(at(1000));
+    assert_eq!(rest(&own, 1, 1000), Some(Duration::from_millis(600)));
+    assert_eq!(rest(&own, 1, 1600), None, "over");
+    leases.advance(at(1600));
+    assert_eq!(leases.moved.len(), 0, "nothing is kept for ever");
+    // What is over when it moves is no proof of anything.
+    leases.grant(own.clone(), &grant(100), at(1600));
+    leases.moved(&own, at(1700));
+    assert_eq!(leases.moved.len(), 0);
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Grant(u8, u64),

@@ -152,6 +152,17 @@ impl Peers {
         path: &str,
         question: &impl Serialize,
     ) -> Result<T, BoxError> {
+        self.ask_within(STALL, addr, path, question).await
+    }
+
+    /// Asks and waits for the answer so long.
+    pub(crate) async fn ask_within<T: DeserializeOwned>(
+        &self,
+        patience: Duration,
+        addr: SocketAddr,
+        path: &str,
+        question: &impl Serialize,
+    ) -> Result<T, BoxError> {
         let body = Bytes::from(serde_json::to_vec(question)?);
         let asking = async {
             let known = self.senders.lock().get(&addr).cloned();
@@ -171,7 +182,7 @@ impl Peers {
             let answer = Limited::new(response.into_body(), MAX_ANSWER);
             Ok(serde_json::from_slice(&answer.collect().await?.to_bytes())?)
         };
-        let answer = tokio::time::timeout(STALL, asking).await;
+        let answer = tokio::time::timeout(patience, asking).await;
         let answer = answer.map_err(BoxError::from).and_then(|answer| answer);
         if answer.is_err() {
             // It may hang: the next question opens another.

@@ -109,8 +109,8 @@ async fn ask_one(
     addr: SocketAddr,
     question: &HeardQuestion,
 ) -> Result<HeardAnswer, BoxError> {
-    let asking = shared.peers.ask(addr, "/v1/replicate/heard", question);
-    match tokio::time::timeout(ANSWER, asking).await? {
+    let path = "/v1/replicate/heard";
+    match shared.peers.ask_within(ANSWER, addr, path, question).await {
         // One of an earlier version has nothing to say.
         Err(error) if Refused::status_of(&error) == Some(StatusCode::NOT_FOUND) => {
             Ok(HeardAnswer::default())
@@ -127,11 +127,11 @@ impl Shared {
         let life = over.stamp.incarnation;
         let mine = self.catalogue().live_record(&key.0, &key.1).cloned();
         let mine = mine.filter(|mine| mine.stamp.incarnation == life)?;
-        let kept = self.leases.is_alive(&key, life, at);
-        let kept = kept.then(|| self.leases.remaining(&key, at)).flatten();
-        let sent = self.passed_on.under_way_since(&key);
-        let sent = sent.and_then(|sent| mine.ttl()?.checked_sub(at.duration_since(sent)));
-        let rest = kept.max(sent)?;
+        let heard = self.leases.heard(&key, life, at);
+        let passed_on = self.passed_on.heard(&key);
+        let passed_on =
+            passed_on.and_then(|heard| mine.ttl()?.checked_sub(at.duration_since(heard)));
+        let rest = heard.max(passed_on)?;
         let later = (mine.stamp > over.stamp).then_some(mine);
         self.accept([Incoming::Instance(Box::new(over))]);
         Some(Heard {

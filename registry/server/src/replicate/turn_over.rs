@@ -24,13 +24,11 @@ pub(crate) async fn pass_on_for_ever(shared: Arc<Shared>) {
         shared.passed_on.arrived.notified().await;
         tokio::time::sleep(COLLECT).await;
         for ((to, errand), renewals) in shared.passed_on.take() {
-            let sent = now();
-            shared.passed_on.sent(&renewals, sent);
             // One that hangs must not hold up the renewals of the others.
             let shared = Arc::clone(&shared);
             tokio::spawn(async move {
                 pass_on(&shared, &to, errand, &renewals).await;
-                shared.passed_on.settled(&renewals, sent);
+                shared.passed_on.settled(&renewals);
             });
         }
     }

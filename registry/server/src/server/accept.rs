@@ -40,8 +40,10 @@ impl Shared {
             Change::Hidden => {}
             Change::Visible(visible) => self.hub.publish(&visible),
         }
-        if foreign {
-            self.leases.release(&key);
+        match (foreign, live) {
+            (true, true) => self.leases.moved(&key, now()),
+            (true, false) => self.leases.release(&key),
+            (false, _) => {}
         }
         // Ours from an earlier life, or of a server that is gone: somebody has to keep its time.
         let kept = if foreign {

@@ -174,8 +174,8 @@ impl Shared {
         addr: SocketAddr,
         question: &EditQuestion,
     ) -> Result<EditAnswer, BoxError> {
-        let asking = self.peers.ask(addr, "/v1/replicate/edit", question);
-        tokio::time::timeout(ANSWER, asking).await?
+        let path = "/v1/replicate/edit";
+        self.peers.ask_within(ANSWER, addr, path, question).await
     }
 
     /// A change that came to another server.

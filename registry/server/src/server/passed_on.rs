@@ -31,49 +31,87 @@ pub(crate) enum Errand {
 #[derive(Debug, Default)]
 pub(crate) struct PassedOn {
     waiting: Mutex<HashMap<(NodeId, Errand), Vec<PassedRenewal>>>,
-    /// Those that were sent and not answered yet, and since when.
-    under_way: Mutex<HashMap<Key, Instant>>,
+    /// Those that wait, or were sent and not answered yet: how many of a key, and when the last of
+    /// them was heard.
+    under_way: Mutex<HashMap<Key, (usize, Instant)>>,
     /// Wakes whoever sends.
     pub(crate) arrived: Notify,
 }
 
 impl PassedOn {
-    /// Passes it on soon; `false` if too much waits for that server.
-    pub(crate) fn push(&self, to: &NodeId, errand: Errand, renewal: PassedRenewal) -> bool {
+    /// Passes it on soon, as heard `at`; `false` if too much waits for that server.
+    pub(crate) fn push(
+        &self,
+        to: &NodeId,
+        errand: Errand,
+        renewal: PassedRenewal,
+        at: Instant,
+    ) -> bool {
         let mut waiting = self.waiting.lock();
         let queue = waiting.entry((Arc::clone(to), errand)).or_default();
         if queue.len() >= LIMIT {
             return false;
         }
+        let mut under_way = self.under_way.lock();
+        let (n, heard) = under_way.entry(renewal.0.clone()).or_insert((0, at));
+        (*n, *heard) = (*n + 1, at);
+        drop(under_way);
         queue.push(renewal);
         drop(waiting);
         self.arrived.notify_one();
         true
     }
 
-    /// These are sent `at`.
-    pub(crate) fn sent(&self, renewals: &[PassedRenewal], at: Instant) {
-        let mut under_way = self.under_way.lock();
-        under_way.extend(renewals.iter().map(|(key, _)| (key.clone(), at)));
-    }
-
-    /// What became of those that were sent `at` is known.
-    pub(crate) fn settled(&self, renewals: &[PassedRenewal], at: Instant) {
+    /// What became of these is known.
+    pub(crate) fn settled(&self, renewals: &[PassedRenewal]) {
         let mut under_way = self.under_way.lock();
         for (key, _) in renewals {
-            if under_way.get(key).is_some_and(|sent| *sent <= at) {
+            let Some((n, _)) = under_way.get_mut(key) else {
+                continue;
+            };
+            *n -= 1;
+            if *n == 0 {
                 under_way.remove(key);
             }
         }
     }
 
-    /// Since when a renewal of `key` has been under way, if one is.
-    pub(crate) fn under_way_since(&self, key: &Key) -> Option<Instant> {
-        self.under_way.lock().get(key).copied()
+    /// When the last renewal of `key` was heard that is under way, if one is.
+    pub(crate) fn heard(&self, key: &Key) -> Option<Instant> {
+        self.under_way.lock().get(key).map(|(_, heard)| *heard)
     }
 
     /// Takes everything that waits.
     pub(crate) fn take(&self) -> HashMap<(NodeId, Errand), Vec<PassedRenewal>> {
         std::mem::take(&mut *self.waiting.lock())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use selvedge_registry::{InstanceId, ServiceName};
+
+    use super::*;
+
+    #[test]
+    fn a_renewal_is_heard_from_its_arrival_until_all_of_it_is_settled() {
+        let (passed_on, node) = (PassedOn::default(), NodeId::from("n1"));
+        let service = ServiceName::new("s").expect("name");
+        let key = (service, InstanceId::new("i").expect("id"));
+        let (first, second) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let push = |at| passed_on.push(&node, Errand::Renew, (key.clone(), Some(1)), at);
+        assert_eq!(passed_on.heard(&key), None);
+        assert!(push(first));
+        assert_eq!(passed_on.heard(&key), Some(first), "before it is sent");
+        let one: Vec<_> = passed_on.take().into_values().flatten().collect();
+        assert!(push(second));
+        let two: Vec<_> = passed_on.take().into_values().flatten().collect();
+        passed_on.settled(&one);
+        assert_eq!(passed_on.heard(&key), Some(second), "another is under way");
+        passed_on.settled(&two);
+        assert_eq!(passed_on.heard(&key), None);
+        assert!(passed_on.under_way.lock().is_empty());
     }
 }

@@ -165,7 +165,7 @@ impl Shared {
         }
         let elsewhere = *owner != self.node && self.is_alive(owner);
         let renewal = (key.clone(), Some(record.stamp.incarnation));
-        if !elsewhere || !self.passed_on.push(owner, Errand::Renew, renewal) {
+        if !elsewhere || !self.passed_on.push(owner, Errand::Renew, renewal, now()) {
             return self.claim(&key, incarnation);
         }
         Self::count(&self.counters.renewals);
@@ -191,7 +191,8 @@ impl Shared {
         let names = peers.iter().map(|(node, _)| &**node);
         let chosen = guardian(&key, names).and_then(|name| peers.iter().find(|p| *p.0 == *name));
         let (peer, _) = chosen.ok_or(Refused::NotServing)?;
-        if !self.passed_on.push(peer, Errand::Find, (key, incarnation)) {
+        let renewal = (key, incarnation);
+        if !self.passed_on.push(peer, Errand::Find, renewal, now()) {
             return Err(Refused::NotServing);
         }
         Self::count(&self.counters.passed_on);

@@ -385,6 +385,19 @@ impl Cluster {
             .sum()
     }
 
+    /// Every server comes to hold exactly `want`, whoever keeps the leases: in a network that loses
+    /// so much that they move with every renewal, there is no moment when all agree on that.
+    pub(crate) async fn holds(&self, want: &BTreeSet<String>, within: Duration) {
+        let deadline = Instant::now() + within;
+        while let Some(server) = self.servers.values().find(|s| ids(s.shared()) != *want) {
+            let (node, has) = (&server.shared().node, ids(server.shared()));
+            let differ: Vec<_> = has.symmetric_difference(want).take(5).collect();
+            let late = Instant::now() >= deadline;
+            assert!(!late, "not in {within:?}: {node} differs by {differ:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Every server holds exactly `want`, and nothing about any two of them differs: not in
     /// process, and not by what each says over HTTP.
     pub(crate) async fn converges_to(&self, want: &BTreeSet<String>) {

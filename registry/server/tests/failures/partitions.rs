@@ -178,6 +178,44 @@ async fn a_lease_that_was_renewed_elsewhere_does_not_end() {
     }
 }
 
+/// A server that has not heard yet that a lease is another's goes on taking renewals. What it knows
+/// then outlives the word that comes late: the new keeper asks, and nobody sees the instances go.
+/// Who is dead goes in time.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_moved_unheard_is_not_ended_by_the_word_of_it() {
+    short_hops();
+    let lease = Duration::from_secs(10);
+    let cluster = Cluster::start(2, |config| config.leases.min_leases = 1_000).await;
+    let fleet = Fleet::start_with(&cluster, 20, lease, lease / 10);
+    fleet.restrict(0..20, &[0]);
+    until("all are the first's", || cluster.shared(0).leases() == 20).await;
+    cluster.converges_to(&fleet.alive()).await;
+    let removals = [0, 1].map(|i| Removals::of(cluster.shared(i)));
+    // The second cannot pass on what comes to it, and takes the leases over.
+    cluster.cut_streams(&[0], &[1]);
+    fleet.restrict(0..20, &[1]);
+    until("the second keeps them", || cluster.shared(1).leases() == 20).await;
+    // The first does not know.
+    fleet.restrict(0..20, &[0]);
+    tokio::time::sleep(lease / 10 * 7).await;
+    assert_eq!(cluster.shared(0).leases(), 20, "as far as it knows");
+    // From now on nobody is heard, until the lease is over by what the second knows.
+    fleet.unheard.store(1_000, Ordering::Relaxed);
+    fleet.crash(7);
+    let silent = tokio::time::Instant::now();
+    cluster.heal();
+    until("the first knows", || cluster.shared(0).leases() == 0).await;
+    tokio::time::sleep_until(silent + lease / 10 * 8).await;
+    assert_eq!(cluster.evictions(), 0, "heard by the first");
+    fleet.unheard.store(0, Ordering::Relaxed);
+    tokio::time::sleep_until(silent + lease + Duration::from_secs(1)).await;
+    assert_eq!(cluster.evictions(), 1, "the dead one, and in time");
+    cluster.converges_to(&fleet.alive()).await;
+    for watcher in &removals {
+        assert_eq!(watcher.seen(), [text(7)]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_that_jump_an_hour_either_way_lose_and_revive_nothing() {
     let cluster = Cluster::start(3, |_| {}).await;
