@@ -84,6 +84,11 @@ impl GrpcCode {
         Some(*Self::ALL.get(number as usize).unwrap_or(&Self::Unknown))
     }
 
+    /// Its number on the wire.
+    pub fn number(self) -> i32 {
+        self as i32
+    }
+
     /// The code in the head of a gRPC answer without a body, which has no trailers to carry it.
     pub(crate) fn of_head(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         if status == StatusCode::OK {

@@ -95,7 +95,7 @@
 //! - One destination that the client reaches by itself (a host name, a socket): [`Stack::layer`] is the
 //!   whole stack as a Tower layer, and needs no members.
 //! - A client whose requests have another body or error: `map_request`, `map_response` and `map_err` of
-//!   [`tower::ServiceExt`]. Tonic wants a channel for each endpoint: [`ByEndpoint`].
+//!   [`tower::ServiceExt`]. Tonic wants a channel for each endpoint: see [gRPC](#grpc).
 //! - What arrived with a request (trace, deadline, priority) goes on with [`propagate`].
 //! - Endpoints from a registry, tonic, a whole service: `examples/` in the repository.
 //!
@@ -105,7 +105,6 @@
 //! [`set_members`]: layer::Stack::set_members
 //! [`status`]: layer::Stack::status
 //! [`Stack::layer`]: layer::Stack::layer
-//! [`ByEndpoint`]: layer::ByEndpoint
 //! [`propagate`]: layer::propagate
 //!
 //! # Being called
@@ -153,9 +152,101 @@
 //! }
 //! ```
 //!
-//! Whoever is refused gets 429 or 503 with a problem document, `Retry-After` and `RateLimit` fields.
+//! Whoever is refused gets 429 or 503 with a problem document (who speaks gRPC: a gRPC status),
+//! `Retry-After` and `RateLimit` fields.
 //! Behind a proxy all callers have its address: tell them apart by a header that the proxy writes
 //! (`by = { header = "x-api-key" }`). Single policies are layers too: see [`layer`].
+//!
+//! # gRPC
+//!
+//! gRPC answers 200 to everything and puts its verdict behind the body; the stack reads it there
+//! (`retry.grpc` lists what is tried again), obeys pushback, and tells callees what is left of the
+//! deadline in `grpc-timeout`. With `tonic` beside what is above:
+//!
+//! ```no_run
+//! use std::{collections::HashMap, net::SocketAddr, time::Duration};
+//! use selvedge_resilience::{
+//!     TrafficPolicy, balance::Member,
+//!     layer::{BoxError, ByEndpoint, ContextLayer, Error, Inbound, InboundLayer, ReplayBody, Stack},
+//! };
+//! use tonic::{
+//!     Status, body::Body, codegen::http::Request,
+//!     transport::{Channel, Endpoint, Server, server::TcpConnectInfo},
+//! };
+//! use tower::{ServiceExt, util::MapRequestLayer};
+//!
+//! # // What `tonic-build` makes of a `.proto`.
+//! # #[derive(Clone)] struct Greeter;
+//! # #[derive(Clone)] struct GreeterServer;
+//! # impl GreeterServer { fn new(_: Greeter) -> Self { Self } }
+//! # impl tonic::server::NamedService for GreeterServer { const NAME: &str = "greet.Greeter"; }
+//! # impl tower::Service<Request<Body>> for GreeterServer {
+//! #     type Response = http::Response<Body>;
+//! #     type Error = std::convert::Infallible;
+//! #     type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+//! #     fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> { Ok(()).into() }
+//! #     fn call(&mut self, _: Request<Body>) -> Self::Future { std::future::ready(Ok(http::Response::default())) }
+//! # }
+//! # struct GreeterClient<T>(std::marker::PhantomData<T>);
+//! # impl<T> GreeterClient<T>
+//! # where
+//! #     T: tonic::client::GrpcService<Body>,
+//! #     T::Error: Into<tonic::codegen::StdError>,
+//! #     T::ResponseBody: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
+//! #     <T::ResponseBody as tonic::codegen::Body>::Error: Into<tonic::codegen::StdError> + Send,
+//! # { fn new(_: T) -> Self { Self(std::marker::PhantomData) } }
+//! # fn client(policy: TrafficPolicy, endpoints: Vec<SocketAddr>) -> Result<(), BoxError> {
+//! let stack = Stack::<SocketAddr>::new(policy)?;
+//! let mut channels = HashMap::<SocketAddr, Channel>::new();    // one for each endpoint
+//! for addr in &endpoints {
+//!     channels.insert(*addr, Endpoint::new(format!("http://{addr}"))?.connect_lazy());
+//! }
+//! stack.set_members(endpoints.into_iter().map(Member::new));
+//! let transport = ByEndpoint::new(move |addr: &SocketAddr| {
+//!     let channel = channels[addr].clone();
+//!     channel.map_request(|call: Request<ReplayBody<Body>>| call.map(Body::new))
+//! });
+//! let greeter = GreeterClient::new(stack.client(transport).map_err(status));
+//! # let _: GreeterClient<_> = greeter;
+//! # Ok(())
+//! # }
+//!
+//! fn status(error: Error<BoxError>) -> Status {    // tonic would call every refusal `UNKNOWN`
+//!     match error {
+//!         Error::Rejected(refused) => {
+//!             Status::new(refused.grpc_code().number().into(), refused.to_string())
+//!         }
+//!         Error::Service(error) => Status::from_error(error),
+//!         other => Status::unknown(other.to_string()),
+//!     }
+//! }
+//!
+//! # async fn serve(policy: TrafficPolicy) -> Result<(), BoxError> {
+//! let inbound = Inbound::new(policy.inbound)?;
+//! Server::builder()
+//!     .timeout(Duration::from_secs(5))         // or `grpc-timeout`, if that is less
+//!     .layer(MapRequestLayer::new(caller))     // who asks, for `by = "source"`
+//!     .layer(ContextLayer::new())
+//!     .layer(InboundLayer::new(inbound))       // refuses with a gRPC status
+//!     .add_service(GreeterServer::new(Greeter))
+//!     .serve("127.0.0.1:50051".parse()?)
+//!     .await?;
+//! # Ok(())
+//! # }
+//!
+//! fn caller<B>(mut request: Request<B>) -> Request<B> {
+//!     let connection = request.extensions().get::<TcpConnectInfo>();
+//!     if let Some(from) = connection.and_then(TcpConnectInfo::remote_addr) {
+//!         request.extensions_mut().insert(from.ip());
+//!     }
+//!     request
+//! }
+//! ```
+//!
+//! - gRPC's calls are POSTs, which are tried again only if they were never sent, or pushed back:
+//!   `retry.non_idempotent = true` says that a second one does no harm.
+//! - A server's time limit is tonic's own: [`TimeoutLayer`] fails with an error that tonic does not
+//!   know, and the stream is reset instead of answered.
 //!
 //! # The order
 //!

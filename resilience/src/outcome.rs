@@ -7,6 +7,8 @@
 
 use std::{fmt, time::Duration};
 
+use crate::classify::GrpcCode;
+
 /// How an admitted call ended, as its caller judges it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -210,6 +212,25 @@ impl Rejected {
             policy,
             reason,
             retry_after: Some(retry_after),
+        }
+    }
+
+    /// The code that a gRPC client is told: `DEADLINE_EXCEEDED` for a deadline, `RESOURCE_EXHAUSTED`
+    /// for a rate, else `UNAVAILABLE`.
+    ///
+    /// ```
+    /// use selvedge_resilience::{Policy, Reason, Rejected, classify::GrpcCode};
+    ///
+    /// let open = Rejected::new(Policy::Breaker, Reason::Open);
+    /// assert_eq!(open.grpc_code(), GrpcCode::Unavailable);
+    /// // tonic's: `tonic::Code::from(refused.grpc_code().number())`
+    /// assert_eq!(open.grpc_code().number(), 14);
+    /// ```
+    pub fn grpc_code(&self) -> GrpcCode {
+        match self.policy {
+            Policy::Deadline => GrpcCode::DeadlineExceeded,
+            Policy::RateLimit => GrpcCode::ResourceExhausted,
+            _ => GrpcCode::Unavailable,
         }
     }
 

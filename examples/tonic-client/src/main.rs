@@ -20,7 +20,8 @@
 //!   sent, or pushed back), unless the policy says `non_idempotent`, as it does here, because to
 //!   quote a price twice does no harm;
 //! - a refusal is an error of the client, which tonic would call `UNKNOWN`: [`status`] gives it the
-//!   code that callers understand.
+//!   code that callers understand;
+//! - a server refuses too, with a gRPC status and before it has begun anything: [`server`].
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "an example to look at")]
 
@@ -34,9 +35,9 @@ use std::{
 };
 
 use selvedge_resilience::{
-    Policy,
+    TrafficPolicy,
     balance::Member,
-    layer::{BoxError, ByEndpoint, Error, ReplayBody, Stack},
+    layer::{BoxError, ByEndpoint, Error, Inbound, ReplayBody, Stack},
 };
 use tonic::{
     Status,
@@ -63,6 +64,10 @@ grpc           = ["UNAVAILABLE"]
 non_idempotent = true
 backoff        = "5ms..50ms"
 budget         = "50% min 10/s"
+
+[inbound]
+bulkhead   = { max = 100, queue = { max = 50, wait = "100ms" } }
+rate_limit = { rate = "1000/s", by = "source" }
 "#;
 
 /// What tonic's generated clients are given.
@@ -85,17 +90,23 @@ fn client(policy: &str, endpoints: &[SocketAddr]) -> anyhow::Result<(Callee, Sta
         channel.map_request(|request: Request<ReplayBody<Body>>| request.map(Body::new))
     });
     let client = stack.client(transport).map_err(status);
+    // Only for its type to have a name: tonic takes any body.
     let client = client.map_response(|answer| answer.map(Body::new));
     Ok((BoxCloneSyncService::new(client), stack))
+}
+
+/// What a server of `policy` takes on.
+fn inbound(policy: &str) -> anyhow::Result<Inbound> {
+    let policy: TrafficPolicy = toml::from_str(policy)?;
+    Ok(Inbound::new(policy.inbound)?)
 }
 
 /// The status that a call without an answer has.
 fn status(error: Error<BoxError>) -> Status {
     match error {
-        Error::Rejected(rejected) if rejected.policy == Policy::Deadline => {
-            Status::deadline_exceeded(rejected.to_string())
+        Error::Rejected(refused) => {
+            Status::new(refused.grpc_code().number().into(), refused.to_string())
         }
-        Error::Rejected(rejected) => Status::unavailable(rejected.to_string()),
         Error::Service(error) => Status::from_error(error),
         other => Status::unknown(other.to_string()),
     }
@@ -105,7 +116,10 @@ fn status(error: Error<BoxError>) -> Status {
 async fn main() -> anyhow::Result<()> {
     let mut servers = Vec::new();
     for _ in 0..3 {
-        servers.push(Server::start((Ipv4Addr::LOCALHOST, 0).into())?);
+        servers.push(Server::start(
+            (Ipv4Addr::LOCALHOST, 0).into(),
+            inbound(POLICY)?,
+        )?);
     }
     let endpoints: Vec<SocketAddr> = servers.iter().map(Server::addr).collect();
     let (callee, stack) = client(POLICY, &endpoints)?;
@@ -124,7 +138,7 @@ async fn main() -> anyhow::Result<()> {
                 servers[which].kill();
             }
             5 => {
-                servers[which] = Server::start(endpoints[which])?;
+                servers[which] = Server::start(endpoints[which], inbound(POLICY)?)?;
                 println!("starts {} again", endpoints[which]);
             }
             _ => {}

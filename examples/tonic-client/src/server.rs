@@ -6,12 +6,18 @@ use std::{
     time::Duration,
 };
 
+use selvedge_resilience::layer::{ContextLayer, Inbound, InboundLayer};
 use tokio::{net::TcpListener, runtime::Runtime};
 use tonic::{
     Request, Response, Status,
+    codegen::http,
     metadata::MetadataMap,
-    transport::{self, server::TcpIncoming},
+    transport::{
+        self,
+        server::{TcpConnectInfo, TcpIncoming},
+    },
 };
+use tower::util::MapRequestLayer;
 
 use crate::prices::{Price, Prices, PricesServer, Sku};
 
@@ -36,8 +42,8 @@ struct State {
 }
 
 impl Server {
-    /// Listens on `addr`, port 0 for a free one.
-    pub(crate) fn start(addr: SocketAddr) -> std::io::Result<Self> {
+    /// Listens on `addr`, port 0 for a free one; takes on what `inbound` lets in.
+    pub(crate) fn start(addr: SocketAddr, inbound: Inbound) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -55,6 +61,10 @@ impl Server {
             shared: Arc::clone(&shared),
         }));
         let serving = transport::Server::builder()
+            .timeout(Duration::from_secs(5)) // or what the caller says, if that is less
+            .layer(MapRequestLayer::new(caller))
+            .layer(ContextLayer::new())
+            .layer(InboundLayer::new(inbound))
             .add_service(prices)
             .serve_with_incoming(TcpIncoming::from(listener));
         runtime.spawn(serving);
@@ -109,6 +119,15 @@ impl Shared {
     fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Says who asks, for `by = "source"`.
+fn caller<B>(mut request: http::Request<B>) -> http::Request<B> {
+    let connection = request.extensions().get::<TcpConnectInfo>();
+    if let Some(from) = connection.and_then(TcpConnectInfo::remote_addr) {
+        request.extensions_mut().insert(from.ip());
+    }
+    request
 }
 
 struct Instance {

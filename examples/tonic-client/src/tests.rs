@@ -8,8 +8,13 @@ use tonic::{Code, metadata::MetadataMap};
 use super::*;
 
 fn servers(count: usize) -> Vec<Server> {
-    let start = |_| Server::start((Ipv4Addr::LOCALHOST, 0).into()).expect("starts");
-    (0..count).map(start).collect()
+    (0..count)
+        .map(|_| start((Ipv4Addr::LOCALHOST, 0).into(), POLICY))
+        .collect()
+}
+
+fn start(addr: SocketAddr, policy: &str) -> Server {
+    Server::start(addr, inbound(policy).expect("valid")).expect("starts")
 }
 
 fn clients(servers: &[Server]) -> (PricesClient<Callee>, Stack<SocketAddr>) {
@@ -62,7 +67,7 @@ async fn a_server_that_is_killed_costs_no_call() {
     elsewhere.expect("its calls went elsewhere");
     assert_eq!(stack.status().retries.1, 0, "within the budget");
     // The same address again, once its time is over: it takes part again.
-    servers[0] = Server::start(servers[0].addr()).expect("starts again");
+    servers[0] = start(servers[0].addr(), POLICY);
     let back = async {
         while !all_good(&prices, 30)
             .await
@@ -159,4 +164,19 @@ async fn the_breaker_opens_on_grpc_statuses_and_refuses_as_unavailable() {
     assert_eq!(codes.last(), Some(&Code::Unavailable), "{codes:?}");
     let circuit = stack.status().breaker.expect("written");
     assert!(circuit.rejected > 0 && !circuit.open_for.is_zero());
+}
+
+#[tokio::test]
+async fn a_server_refuses_with_a_status_that_says_why() {
+    let policy = "inbound.rate_limit = { rate = \"1/h\", by = \"source\" }";
+    let server = start((Ipv4Addr::LOCALHOST, 0).into(), policy);
+    let (callee, _stack) = client("", &[server.addr()]).expect("valid");
+    let prices = PricesClient::new(callee);
+    all_good(&prices, 1).await;
+    let refused = prices.clone().quote(Sku { number: 1 }).await;
+    let refused = refused.expect_err("the rate is used up");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().starts_with("refused by rate_limit"));
+    assert!(refused.metadata().contains_key("retry-after"));
+    assert_eq!(server.asked().0.len(), 1, "nothing was begun");
 }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
 
 use super::super::FixedBody;
 use crate::{
+    classify::{GRPC_STATUS, is_grpc},
     config::Rate,
     outcome::{Policy, Rejected},
     rate_limit::headers::PolicyName,
@@ -63,8 +64,33 @@ fn whole_seconds(time: Duration) -> u64 {
     (time.as_millis().div_ceil(1_000) as u64).max(1)
 }
 
-/// A problem document (RFC 9457). Its words are ours, so nothing in them needs an escape.
-pub(super) fn answer(refused: &Refused) -> Response<FixedBody> {
+/// What the caller reads: gRPC's own words if it speaks gRPC, else a problem document.
+pub(super) fn answer(refused: &Refused, asked: &HeaderMap) -> Response<FixedBody> {
+    let mut answer = if is_grpc(asked) {
+        grpc_status(&refused.rejected)
+    } else {
+        problem(refused)
+    };
+    refused.write(answer.headers_mut());
+    answer
+}
+
+/// A gRPC client reads trailers; without a body they are the head ("trailers only"). Anything but
+/// 200 would be `UNAVAILABLE` or `UNKNOWN` to it, and the reason lost.
+fn grpc_status(rejected: &Rejected) -> Response<FixedBody> {
+    let mut answer = Response::new(FixedBody::default());
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let code = HeaderValue::from(rejected.grpc_code().number());
+    headers.insert(GRPC_STATUS.clone(), code);
+    if let Ok(message) = HeaderValue::try_from(rejected.to_string()) {
+        headers.insert(HeaderName::from_static("grpc-message"), message);
+    }
+    answer
+}
+
+/// RFC 9457. Its words are ours, so nothing in them needs an escape.
+fn problem(refused: &Refused) -> Response<FixedBody> {
     let (status, rejected) = (refused.status(), &refused.rejected);
     let policy = rejected.policy.as_str();
     let text = format!(
@@ -74,9 +100,7 @@ pub(super) fn answer(refused: &Refused) -> Response<FixedBody> {
     );
     let mut answer = Response::new(FixedBody::from(Bytes::from(text)));
     *answer.status_mut() = status;
-    let headers = answer.headers_mut();
     let kind = HeaderValue::from_static("application/problem+json");
-    headers.insert(CONTENT_TYPE, kind);
-    refused.write(headers);
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
     answer
 }

@@ -27,7 +27,8 @@ use crate::{
 };
 
 /// Protects a service. What is refused is answered (a problem document that names the policy and
-/// says when to come back), so that it fits in front of services that cannot fail, such as axum's.
+/// says when to come back; a gRPC status if gRPC was asked), so that it fits in front of services
+/// that cannot fail, such as axum's and tonic's.
 ///
 /// ```
 /// # use std::convert::Infallible;
@@ -161,7 +162,8 @@ where
                     match admitted {
                         Ok(held) => *this.guard = Some(CallGuard::new(held)),
                         Err(refused) => {
-                            return Poll::Ready(Ok(answer(&refused).map(EitherBody::other)));
+                            let answer = answer(&refused, request.headers());
+                            return Poll::Ready(Ok(answer.map(EitherBody::other)));
                         }
                     }
                     State::Readying {

@@ -73,6 +73,48 @@ async fn every_section_refuses_by_its_name_and_says_when_to_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_speaks_grpc_is_refused_by_a_grpc_status() {
+    let cases = [
+        ("rate_limit = { rate = \"1/h\" }", "8", "rate_limit"),
+        ("bulkhead = 1", "14", "bulkhead"),
+        ("shed = {}", "4", "deadline"),
+    ];
+    let grpc = |kind: &str| {
+        let mut request = Request::new(());
+        let kind = kind.parse().expect("a type");
+        request.headers_mut().insert(CONTENT_TYPE, kind);
+        request
+    };
+    for (text, code, policy) in cases {
+        let service = InboundLayer::new(inbound(text)).layer(handler(50));
+        let first = tokio::spawn(ask(service.clone(), grpc("application/grpc+proto")));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut late = grpc("application/grpc");
+        let now = Instant::now().into_std();
+        if policy == "deadline" {
+            late.extensions_mut().insert(Deadline(now));
+        }
+        let (status, body, headers) = ask(service.clone(), late).await;
+        assert_eq!((status, body.len()), (200, 0), "{text}");
+        assert_eq!(headers[CONTENT_TYPE], "application/grpc", "{text}");
+        assert_eq!(headers["grpc-status"], code, "{text}");
+        let message = headers["grpc-message"].to_str().expect("text");
+        assert!(
+            message.starts_with(&format!("refused by {policy}")),
+            "{message}"
+        );
+        assert_eq!(headers.contains_key("ratelimit-policy"), code == "8");
+        // Its trailers are data: it reads HTTP's status.
+        let mut web = grpc("application/grpc-web+proto");
+        if policy == "deadline" {
+            web.extensions_mut().insert(Deadline(now));
+        }
+        assert_ne!(ask(service, web).await.0, 200, "{text}");
+        assert_eq!(first.await.expect("no panic").0, 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_queue_is_waited_in_and_what_nobody_waits_for_is_not_begun() {
     let inbound = inbound("bulkhead = { max = 1, queue = { max = 5, wait = \"1s\" } }");
     let service = InboundLayer::new(inbound.clone()).layer(handler(100));
