@@ -60,7 +60,9 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Where this process runs: servers of its zone, then of its region, are preferred.
+    /// Where this process runs: servers of its zone, then of its region, are preferred. They are
+    /// asked once where they run: the first call waits for the first answer and some milliseconds,
+    /// for a silent server a second if no other answers.
     #[must_use]
     pub fn locality(mut self, here: Locality) -> Self {
         self.here = here;
@@ -181,6 +183,7 @@ impl RegistryClient {
     pub async fn call(&self, method: &'static str, call: &Call<'_>) -> Result<Reply, ClientError> {
         let mut last = Err(ClientError::NoServers);
         let limit = call.within.unwrap_or(ANSWER);
+        self.servers.ranked().await;
         for _ in 0..self.servers.count {
             let Some(server) = self.servers.current() else {
                 break;

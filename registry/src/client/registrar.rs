@@ -256,7 +256,7 @@ impl Task {
     }
 
     async fn run(mut self) {
-        self.registrar.servers.rank_once().await;
+        self.registrar.servers.ranked().await;
         while self.take_new() {
             self.say_goodbye().await;
             self.register_due().await;

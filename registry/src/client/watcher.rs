@@ -15,7 +15,10 @@ use http::{StatusCode, header::HeaderName};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::{
     STALL,
@@ -144,13 +147,13 @@ struct Run {
 enum Left {
     /// Another service is wanted.
     Added,
-    /// A nearer server may be back.
-    SecondChoice,
+    /// A nearer server answers.
+    Nearer,
 }
 
 impl Run {
     async fn run(mut self) {
-        self.servers.rank_once().await;
+        self.servers.ranked().await;
         let mut saver = Saver::spawn(self.options.cache.clone(), &self.view);
         loop {
             let shared = Arc::clone(&self.shared);
@@ -160,21 +163,19 @@ impl Run {
                 shared.added.notified().await;
                 continue;
             }
+            // Before: of a turn in between it is heard.
+            let turns = self.servers.turns();
             let Some(server) = self.servers.current() else {
                 return;
             };
             let mut heard = false;
             let ended = self
-                .follow(&shared, &server, &names, &mut heard, &mut saver)
+                .follow(&shared, (&server, turns), &names, &mut heard, &mut saver)
                 .await;
             self.failures = if heard { 0 } else { self.failures + 1 };
             match ended {
-                // A new service joined the set: same server, same view.
-                Ok(Left::Added) => continue,
-                Ok(Left::SecondChoice) => {
-                    self.servers.rank().await;
-                    continue;
-                }
+                // A new service joined the set, or a nearer server was found: same view.
+                Ok(Left::Added | Left::Nearer) => continue,
                 Err(error) => {
                     tracing::debug!(server = %server, error = %with_causes(&error), "registry watch ended");
                     self.servers.fail_over(&server);
@@ -192,11 +193,12 @@ impl Run {
         tokio::time::sleep(pause(self.failures, self.servers.count, fastrand::f64())).await;
     }
 
-    /// Follows `names` at `server` until another service is wanted or the stream ends.
+    /// Follows `names` at `server` until another service is wanted, the favour turns from it or the
+    /// stream ends.
     async fn follow(
         &self,
         shared: &Shared,
-        server: &str,
+        (server, mut turns): (&str, watch::Receiver<()>),
         names: &[ServiceName],
         heard: &mut bool,
         saver: &mut Saver,
@@ -217,13 +219,20 @@ impl Run {
         }
         let mut body = response.into_body();
         let mut parser = Parser::default();
-        let second_choice = self.servers.is_second_choice();
-        let look = Instant::now() + SECOND_CHOICE.mul_f64(0.8 + fastrand::f64() * 0.4);
+        let again = || Instant::now() + SECOND_CHOICE.mul_f64(0.8 + fastrand::f64() * 0.4);
+        let mut look = again();
         loop {
             let next = tokio::select! {
                 next = tokio::time::timeout_at(Instant::now() + STALL, frame(&mut body)) => next,
                 () = shared.added.notified() => return Ok(Left::Added),
-                () = tokio::time::sleep_until(look), if second_choice => return Ok(Left::SecondChoice),
+                () = self.servers.turned_from(server, &mut turns) => return Ok(Left::Nearer),
+                () = tokio::time::sleep_until(look) => {
+                    if self.servers.is_second_choice() {
+                        self.servers.look();
+                    }
+                    look = again();
+                    continue;
+                }
             };
             let bytes = match next {
                 Ok(Ok(Some(bytes))) => bytes,
