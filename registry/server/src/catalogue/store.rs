@@ -139,13 +139,13 @@ impl Store {
         self.graves.len()
     }
 
-    /// The keys of what `node` owns in bucket `n`.
-    pub fn owned_in(&self, node: &str, n: usize) -> impl Iterator<Item = &Key> {
+    /// The keys of what `node` owns in these buckets.
+    pub fn owned_in(&self, node: &str, buckets: &[usize]) -> impl Iterator<Item = &Key> {
         let keys = self
             .owners
             .get(node)
             .into_iter()
             .flat_map(|o| o.keys.iter());
-        keys.filter(move |(service, id)| bucket(service, id) == n)
+        keys.filter(move |(service, id)| buckets.contains(&bucket(service, id)))
     }
 }

@@ -10,7 +10,7 @@ use std::{net::SocketAddr, sync::Arc};
 use super::{
     catch_up::fetch,
     peer::BoxError,
-    serve::{SumsAnswer, SumsQuestion},
+    serve::{SumsAnswer, SumsQuestion, of_buckets},
 };
 use crate::{
     catalogue::{BUCKETS, NodeId},
@@ -81,10 +81,8 @@ async fn from(shared: &Arc<Shared>, node: &NodeId, addr: SocketAddr) -> Result<(
         fetch(shared, addr, &format!("owner={node}")).await?;
         return Ok(());
     }
-    for bucket in differing {
-        let what = format!("owner={node}&buckets={bucket}-{bucket}");
-        fetch(shared, addr, &what).await?;
-    }
+    let what = format!("owner={node}&{}", of_buckets(&differing));
+    fetch(shared, addr, &what).await?;
     Ok(())
 }
 

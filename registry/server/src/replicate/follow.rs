@@ -10,6 +10,7 @@ use super::{
     catch_up::{fetch, fetch_seen},
     frame::{In, Lines, Position, Sums},
     peer::{BoxError, STALL},
+    serve::of_buckets,
 };
 use crate::{
     catalogue::{BUCKETS, NodeId},
@@ -179,34 +180,30 @@ impl Repair {
             tracing::info!(peer = %node, "catalogues differ, fetching the peer's whole");
             Shared::count(&shared.counters.repairs);
             fetch(shared, member.http, "").await?;
-        } else {
-            for bucket in twice {
-                tracing::info!(peer = %node, bucket, "catalogues differ, fetching a bucket");
-                self.fetch_bucket(shared, node, member, bucket).await?;
-            }
-            if anything {
-                self.fetch_bucket(shared, node, member, 0).await?;
-            }
+        } else if !twice.is_empty() || anything {
+            tracing::info!(peer = %node, buckets = ?twice, policies = anything, "catalogues differ, fetching what does");
+            self.fetch_buckets(shared, node, member, &twice).await?;
         }
         Ok(())
     }
 
-    /// Takes what the peer knows of a bucket. What it does not know, though it is said to own it,
-    /// has nobody who keeps its time: its tombstone has been forgotten, or the peer's memory of it
-    /// was lost. That is taken over, and has one lease to be heard of.
-    async fn fetch_bucket(
+    /// Takes what the peer knows of some buckets, and of policies. What it does not know, though it
+    /// is said to own it, has nobody who keeps its time: its tombstone has been forgotten, or the
+    /// peer's memory of it was lost. That is taken over, and has one lease to be heard of.
+    async fn fetch_buckets(
         &self,
         shared: &Arc<Shared>,
         node: &NodeId,
         member: &Member,
-        bucket: usize,
+        buckets: &[usize],
     ) -> Result<(), BoxError> {
         Shared::count(&shared.counters.repairs);
-        let what = format!("buckets={bucket}-{bucket}");
-        let known = fetch_seen(shared, member.http, &what).await?;
+        // Policies come with any.
+        let some = if buckets.is_empty() { &[0] } else { buckets };
+        let known = fetch_seen(shared, member.http, &of_buckets(some)).await?;
         let disowned: Vec<_> = {
             let state = shared.state.read();
-            let owned = state.store.owned_in(node, bucket);
+            let owned = state.store.owned_in(node, some);
             owned.filter(|key| !known.contains(*key)).cloned().collect()
         };
         for key in disowned {

@@ -1,6 +1,6 @@
 //! What a server tells its peers.
 
-use std::{convert::Infallible, io::Write as _, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{convert::Infallible, io::Write as _, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -180,24 +180,37 @@ impl Feed {
 struct SnapshotQuery {
     /// Only what this server owns, or buried.
     owner: Option<String>,
-    /// Only these buckets, `first-last`.
+    /// Only these buckets, `first-last,first-last`.
     buckets: Option<String>,
 }
 
 impl SnapshotQuery {
-    fn buckets(&self) -> Option<RangeInclusive<usize>> {
+    fn buckets(&self) -> Option<[bool; BUCKETS]> {
         let Some(text) = &self.buckets else {
-            return Some(0..=BUCKETS - 1);
+            return Some([true; BUCKETS]);
         };
-        let (first, last) = text.split_once('-')?;
-        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-        (first <= last && last < BUCKETS).then_some(first..=last)
+        let mut wanted = [false; BUCKETS];
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-')?;
+            let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+            if first > last {
+                return None;
+            }
+            wanted.get_mut(first..=last)?.fill(true);
+        }
+        Some(wanted)
     }
+}
+
+/// How `buckets` are asked for.
+pub(crate) fn of_buckets(buckets: &[usize]) -> String {
+    let each: Vec<_> = buckets.iter().map(|n| format!("{n}-{n}")).collect();
+    format!("buckets={}", each.join(","))
 }
 
 async fn snapshot(State(shared): App, Query(query): Query<SnapshotQuery>) -> Response {
     let Some(buckets) = query.buckets() else {
-        let allowed = format!("buckets: expected first-last, below {BUCKETS}");
+        let allowed = format!("buckets: expected first-last,first-last, below {BUCKETS}");
         return (StatusCode::BAD_REQUEST, allowed).into_response();
     };
     // Of what it owns it can tell in any case; what there is in all it must know.
@@ -207,7 +220,7 @@ async fn snapshot(State(shared): App, Query(query): Query<SnapshotQuery>) -> Res
     let (send, receive) = mpsc::channel(4);
     tokio::task::spawn_blocking(move || {
         let wanted = |record: &Record| {
-            buckets.contains(&record.bucket())
+            buckets[record.bucket()]
                 && query
                     .owner
                     .as_deref()
@@ -375,4 +388,32 @@ async fn handoff(State(shared): App, Json(question): Json<HandoffQuestion>) -> R
     }
     tracing::info!(from = %question.from, leases = answer.taken.len(), "took leases over");
     Json(answer).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_asked_for_one_by_one_and_in_ranges() {
+        let parsed = |text: &str| {
+            let query = SnapshotQuery {
+                owner: None,
+                buckets: Some(text.into()),
+            };
+            let wanted = query.buckets()?;
+            Some((0..BUCKETS).filter(|n| wanted[*n]).collect::<Vec<_>>())
+        };
+        let asked = of_buckets(&[3, 7, 9]);
+        assert_eq!(
+            parsed(asked.strip_prefix("buckets=").expect("key")),
+            Some(vec![3, 7, 9])
+        );
+        assert_eq!(parsed("0-2,5-5"), Some(vec![0, 1, 2, 5]));
+        assert_eq!(SnapshotQuery::default().buckets(), Some([true; BUCKETS]));
+        let over = format!("{BUCKETS}-{BUCKETS}");
+        for wrong in ["", "3", "4-3", "0-2,", "a-b", &over] {
+            assert_eq!(parsed(wrong), None, "{wrong}");
+        }
+    }
 }
