@@ -265,6 +265,16 @@ impl Core {
 #[derive(Debug, Clone)]
 pub struct Throttle(Shared<Core>);
 
+/// Calls of the last window, as the throttle counts them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Calls that were asked for, those that were kept back too.
+    pub requests: u64,
+    /// Those that the callee accepted.
+    pub accepts: u64,
+}
+
 impl Throttle {
     /// A throttle that has seen nothing yet.
     ///
@@ -300,14 +310,17 @@ impl Throttle {
     }
 
     /// Calls and accepted calls within the window.
-    pub fn counts(&self, now: Instant) -> (u64, u64) {
+    pub fn counts(&self, now: Instant) -> Counts {
         let core = &self.0;
         let [accepts, missed] = core.window.held(Tick::at(now), || core.sums());
-        (accepts + missed, accepts)
+        Counts {
+            requests: accepts + missed,
+            accepts,
+        }
     }
 
     /// Calls refused so far.
-    pub fn refused(&self) -> u64 {
+    pub fn rejected(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 

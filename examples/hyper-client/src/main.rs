@@ -118,7 +118,7 @@ async fn watch(orders: &Orders) {
         let status = orders.stack().status();
         let circuit = status.breaker.map(|circuit| circuit.state);
         let out = orders.stack().balancer().ejected();
-        let (retries, _) = status.retries;
+        let retries = status.budget.map_or(0, |budget| budget.made);
         println!(
             "50 calls, {good} good; circuit {}, {out} backends left out, {retries} retries so far",
             circuit.map_or("none", |state| state.as_str()),

@@ -17,9 +17,8 @@ use selvedge_resilience::{
     bulkhead,
     context::{AttemptNumber, CallContext, Deadline},
     retry::{
-        RetryConfig,
+        Judgement, RetryConfig, RetryContext, Tries,
         budget::{Extra, Logical},
-        tries::{Judgement, Tries},
     },
 };
 
@@ -187,11 +186,11 @@ impl Admitted {
             return false;
         }
         let elsewhere = self.upstream.balancer.len() > 1;
-        let times = (now, self.deadline.map(|deadline| deadline.0));
-        let Ok(wait) = self
-            .tries
-            .next(config, judgement, replayable, elsewhere, times, rng)
-        else {
+        let context = RetryContext::at(now)
+            .deadline(self.deadline.map(|deadline| deadline.0))
+            .replayable(replayable)
+            .elsewhere(elsewhere);
+        let Ok(wait) = self.tries.next_wait(config, judgement, &context, rng) else {
             return false;
         };
         // The one before is over; it must not count beside its successor.

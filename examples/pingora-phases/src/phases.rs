@@ -28,7 +28,7 @@ use selvedge_resilience::{
         attempt::{ENVOY_ATTEMPT_COUNT, ENVOY_IS_TIMEOUT_RETRY, GRPC_PREVIOUS_ATTEMPTS},
         trace::{TRACEPARENT, TRACESTATE},
     },
-    retry::tries::Tries,
+    retry::Tries,
     shed::Ticket,
 };
 

@@ -18,7 +18,7 @@ use selvedge_resilience::{
     breaker::State,
     bulkhead::BulkheadConfig,
     config::{BackoffRange, BudgetSpec, Millis, Ratio},
-    retry::RetryConfig,
+    retry::{RetryConfig, budget::InFlight},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -134,7 +134,11 @@ impl Running {
         }
         assert_eq!(door.bulkhead.in_flight(), 0, "places");
         assert_eq!(door.shedder.status().waiting, 0, "tickets");
-        assert_eq!(upstream.budget.in_flight(), (0, 0), "calls and retries");
+        assert_eq!(
+            upstream.budget.in_flight(),
+            InFlight::default(),
+            "calls and retries"
+        );
         let calls = upstream.breaker.calls();
         assert_eq!(calls.admitted(), calls.completed() + calls.cancelled);
         let pending = upstream.balancer.status(Instant::now().into_std());

@@ -150,7 +150,8 @@ async fn main() -> anyhow::Result<()> {
                 Err(status) => last = Some(status),
             }
         }
-        let (out, (retries, _)) = (stack.balancer().ejected(), stack.status().retries);
+        let retries = stack.status().budget.map_or(0, |budget| budget.made);
+        let out = stack.balancer().ejected();
         println!("50 calls, {good} good; {out} servers left out, {retries} retries so far");
         if let Some(status) = last {
             println!("  last error: {status}");

@@ -99,6 +99,7 @@ pub use self::{
         Cause, FailurePercentageConfig, LatencyOutlierConfig, OutlierConfig, SuccessRateConfig,
     },
     pick::Pick,
+    status::Ejections,
     subset::Client,
     view::Home,
 };

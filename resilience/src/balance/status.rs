@@ -5,6 +5,16 @@ use std::{collections::HashSet, sync::Arc, time::Instant};
 use super::{Balancer, Cause, EndpointState, EndpointStatus, Key, member::Endpoint};
 use crate::{clock::Tick, sync::Ordering};
 
+/// Ejections of endpoints, so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ejections {
+    /// Those that were made.
+    pub made: u64,
+    /// Those that `max_ejected` did not allow.
+    pub not_allowed: u64,
+}
+
 impl<K: Key> Balancer<K> {
     /// Members at this moment.
     pub fn len(&self) -> usize {
@@ -33,15 +43,18 @@ impl<K: Key> Balancer<K> {
         view.members.iter().map(status).collect()
     }
 
-    /// Ejections so far, and those that `max_ejected` did not allow.
-    pub fn ejections(&self) -> (u64, u64) {
+    /// Ejections so far.
+    pub fn ejections(&self) -> Ejections {
         let shared = &self.0.shared;
         let made = shared
             .ejections
             .iter()
             .map(|n| n.load(Ordering::Relaxed))
             .sum();
-        (made, shared.overflow.load(Ordering::Relaxed))
+        Ejections {
+            made,
+            not_allowed: shared.overflow.load(Ordering::Relaxed),
+        }
     }
 
     /// Ejections so far, by what they were for.
@@ -58,12 +71,12 @@ impl<K: Key> Balancer<K> {
 
     /// Whether, as of the last look at the endpoints, so many are out that ejections are not
     /// believed.
-    pub fn panics(&self) -> bool {
+    pub fn is_in_panic(&self) -> bool {
         self.0.view.load().panics().0
     }
 
     /// Picks for which there was nobody, so far.
-    pub fn refused(&self) -> u64 {
+    pub fn rejected(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 

@@ -64,7 +64,7 @@ pub use self::{
     config::{BreakerConfig, Mode, OnCancel, Window, WindowError},
     permit::Permit,
     state::{Cause, IllegalTransition, State},
-    tally::Calls,
+    tally::{Calls, Transitions},
     window::Counts,
 };
 use crate::{
@@ -302,8 +302,8 @@ impl CircuitBreaker {
         )
     }
 
-    /// Every transition made so far: from, to, why, how often. Takes no lock.
-    pub fn transitions(&self) -> impl Iterator<Item = (State, State, Cause, u64)> + '_ {
+    /// Every transition made so far. Takes no lock.
+    pub fn transitions(&self) -> impl Iterator<Item = Transitions> + '_ {
         self.0.tally.transitions()
     }
 }

@@ -6,6 +6,20 @@ use crate::{
     sync::{AtomicU64, Ordering},
 };
 
+/// How often a circuit has gone from one state to another for one reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Transitions {
+    /// The state before.
+    pub from: State,
+    /// The state after.
+    pub to: State,
+    /// Why.
+    pub cause: Cause,
+    /// How often, at least once.
+    pub count: u64,
+}
+
 /// How the calls of a circuit ended, and what else was counted. All but the gauge `in_flight` only
 /// grow.
 ///
@@ -167,7 +181,7 @@ impl Tally {
     }
 
     /// Every transition ever made, with how often.
-    pub(super) fn transitions(&self) -> impl Iterator<Item = (State, State, Cause, u64)> + '_ {
+    pub(super) fn transitions(&self) -> impl Iterator<Item = Transitions> + '_ {
         let automatic = Cause::ALL.into_iter().flat_map(move |cause| {
             let to = match cause {
                 Cause::Waited => State::HalfOpen,
@@ -176,16 +190,26 @@ impl Tally {
             };
             State::ALL.into_iter().map(move |from| {
                 let count = &self.transitions[cause as usize][from as usize];
-                (from, to, cause, count.load(Ordering::Relaxed))
+                Transitions {
+                    from,
+                    to,
+                    cause,
+                    count: count.load(Ordering::Relaxed),
+                }
             })
         });
         let by_hand = State::ALL.into_iter().flat_map(move |from| {
             State::ALL.into_iter().map(move |to| {
                 let count = &self.by_operator[from as usize][to as usize];
-                (from, to, Cause::Operator, count.load(Ordering::Relaxed))
+                Transitions {
+                    from,
+                    to,
+                    cause: Cause::Operator,
+                    count: count.load(Ordering::Relaxed),
+                }
             })
         });
-        automatic.chain(by_hand).filter(|&(.., count)| count > 0)
+        automatic.chain(by_hand).filter(|made| made.count > 0)
     }
 
     /// `recorded`: calls counted in windows; `uncounted`: successes that were not.

@@ -41,6 +41,7 @@ pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// What a request carries. Also a request extension: see
 /// `layer::ContextLayer`.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct CallContext {
     /// The caller's span, or the root of a new trace.
     pub trace: TraceContext,

@@ -37,7 +37,11 @@ mod cases {
     use proptest::prelude::*;
 
     use super::super::*;
-    use crate::{Reason, config::Millis, retry::budget::Budget};
+    use crate::{
+        Reason,
+        config::Millis,
+        retry::budget::{Budget, InFlight},
+    };
 
     const fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -237,7 +241,7 @@ mod cases {
         let stats = hedge.stats();
         assert_eq!(stats.sent + stats.exhausted, 2 * CALLS);
         assert_eq!(stats.won + stats.wasted, stats.sent);
-        assert_eq!(budget.in_flight(), (0, 0));
+        assert_eq!(budget.in_flight(), InFlight::default());
         let (total, _) = hedge.0.latencies.load().quantile(0.5, Tick::at(now));
         assert_eq!(total, 2 * CALLS);
     }

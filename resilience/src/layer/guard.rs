@@ -102,6 +102,7 @@ impl<G: Completes> Completes for Option<G> {
 /// Holds permits until the call ends; dropped before that, the call was cancelled *now*, so that a
 /// hang which a timeout cut short is seen as one.
 #[derive(Debug)]
+#[must_use = "dropped, the call counts as cancelled"]
 pub struct CallGuard<G: Completes>(Option<G>);
 
 impl<G: Completes> CallGuard<G> {

@@ -76,7 +76,10 @@ pub use self::{
     fault::{FaultFuture, FaultLayer, FaultService, Injected},
     guard::{CallGuard, Completes, Moment},
     hedge::{HedgeBody, HedgeFuture, HedgeHeld, HedgeLayer, HedgeService},
-    inbound::{Caller, Inbound, InboundFuture, InboundHeld, InboundLayer, InboundService, Refused},
+    inbound::{
+        Caller, Inbound, InboundFuture, InboundHeld, InboundLayer, InboundService, InboundStatus,
+        RateStatus, Refused,
+    },
     keyed::{KeyedLayer, KeyedService},
     peek::PeekedBody,
     policy_layer::{
@@ -92,8 +95,8 @@ pub use self::{
     retry::{RetryBody, RetryFuture, RetryHeld, RetryLayer, RetryService, RetryStats},
     shed::{ArrivedAt, BegunLayer, BegunService, ShedFuture, ShedLayer, ShedService, shed},
     stack::{
-        Answer, Attempt, HashKey, Held, Hook, RequestTimeout, Stack, StackBuilder, StackClient,
-        StackFuture, StackLayer, StackService, StackStatus,
+        Answer, Attempt, BudgetStatus, HashKey, Held, Hook, RequestTimeout, Stack, StackBuilder,
+        StackClient, StackFuture, StackLayer, StackService, StackStatus,
     },
     throttle::ThrottleLayer,
     timeout::{TimeoutFuture, TimeoutLayer, TimeoutService},
@@ -120,7 +123,7 @@ fn wall_if(asked: bool) -> SystemTime {
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a call through the layers has no answer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Error<E> {
     /// A policy refused it, or its time was up.

@@ -43,7 +43,7 @@ mod tests {
         Reason, Rng,
         bulkhead::Bulkhead,
         layer::{BulkheadLayer, ByClass, Error},
-        throttle::{Form, ThrottleConfig},
+        throttle::{Counts, Form, ThrottleConfig},
     };
 
     fn throttle() -> Throttle {
@@ -86,7 +86,7 @@ mod tests {
                 assert_eq!(rejected.reason, Reason::Throttled);
             }
         }
-        let (sent, refused) = (asked.load(Ordering::Relaxed), core.refused());
+        let (sent, refused) = (asked.load(Ordering::Relaxed), core.rejected());
         assert_eq!(sent + refused, 1_000);
         assert!(sent < 200, "one in ten gets through: {sent}");
         status.store(200, Ordering::Relaxed);
@@ -94,11 +94,11 @@ mod tests {
         for _ in 0..30_000 {
             drop(call().await);
         }
-        let before = core.refused();
+        let before = core.rejected();
         for _ in 0..100 {
             drop(call().await);
         }
-        assert_eq!(core.refused(), before, "half and more are accepted again");
+        assert_eq!(core.rejected(), before, "half and more are accepted again");
     }
 
     #[tokio::test(start_paused = true)]
@@ -109,16 +109,20 @@ mod tests {
             Ok::<_, Infallible>(answers(200))
         }));
         let answer = good.clone().oneshot(Request::new(())).await;
-        assert_eq!(core.counts(now()), (0, 0), "it is not over");
+        assert_eq!(core.counts(now()), Counts::default(), "it is not over");
         answer
             .expect("an answer")
             .into_body()
             .collect()
             .await
             .expect("a body");
-        assert_eq!(core.counts(now()), (1, 1));
+        let one = Counts {
+            requests: 1,
+            accepts: 1,
+        };
+        assert_eq!(core.counts(now()), one);
         drop(good.oneshot(Request::new(())).await);
-        assert_eq!(core.counts(now()), (1, 1), "nobody waited for its end");
+        assert_eq!(core.counts(now()), one, "nobody waited for its end");
         let hangs = layer.layer(service_fn(|_: Request<()>| async {
             std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>().await
         }));
@@ -128,14 +132,14 @@ mod tests {
                 .await
                 .is_err()
         );
-        assert_eq!(core.counts(now()), (1, 1));
+        assert_eq!(core.counts(now()), one);
         let falls = layer.layer(service_fn(|request: Request<()>| async move {
             assert!(request.headers().contains_key("nothing"), "on purpose");
             Ok::<_, Infallible>(answers(200))
         }));
         let call = AssertUnwindSafe(falls.oneshot(Request::new(()))).catch_unwind();
         assert!(call.await.is_err());
-        assert_eq!(core.counts(now()), (1, 1));
+        assert_eq!(core.counts(now()), one);
     }
 
     #[tokio::test(start_paused = true)]
@@ -156,6 +160,9 @@ mod tests {
                 Some(Reason::Full)
             );
         }
-        assert_eq!((core.counts(now()), core.refused()), ((0, 0), 0));
+        assert_eq!(
+            (core.counts(now()), core.rejected()),
+            (Counts::default(), 0)
+        );
     }
 }

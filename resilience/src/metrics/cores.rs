@@ -27,13 +27,13 @@ pub(crate) fn breaker(core: &CircuitBreaker, now: Instant, emit: &mut Emitter<'_
         let is = if state == snapshot.state { 1.0 } else { 0.0 };
         emit.gauge("selvedge.breaker.state", is, &[("state", state.as_str())]);
     }
-    for (from, to, cause, count) in core.transitions() {
+    for made in core.transitions() {
         let ends = [
-            ("from", from.as_str()),
-            ("to", to.as_str()),
-            ("cause", cause.as_str()),
+            ("from", made.from.as_str()),
+            ("to", made.to.as_str()),
+            ("cause", made.cause.as_str()),
         ];
-        emit.counter("selvedge.breaker.transitions", count, &ends);
+        emit.counter("selvedge.breaker.transitions", made.count, &ends);
     }
     let failures = CLASSES
         .into_iter()
@@ -77,7 +77,7 @@ pub(crate) fn throttle(core: &Throttle, now: Instant, emit: &mut Emitter<'_, '_>
     emit.policy = Policy::Throttle.as_str();
     let probability = core.probability(now);
     emit.gauge("selvedge.throttle.probability", probability, &[]);
-    let refused = [(Reason::Throttled, core.refused())];
+    let refused = [(Reason::Throttled, core.rejected())];
     emit.reasons("selvedge.throttle.refused", refused);
 }
 
@@ -155,10 +155,10 @@ pub(crate) fn keyed_rate(refused: u64, keys: KeyedStats, emit: &mut Emitter<'_, 
 
 pub(crate) fn budget(core: &Budget, now: Instant, emit: &mut Emitter<'_, '_>) {
     emit.policy = Policy::RetryBudget.as_str();
-    let (counts, (calls, extra)) = (core.counts(), core.in_flight());
+    let (counts, in_flight) = (core.counts(), core.in_flight());
     let balance = core.balance(now) as f64;
     emit.gauge("selvedge.retry.budget.balance", balance, &[]);
-    for (kind, n) in [("call", calls), ("extra", extra)] {
+    for (kind, n) in [("call", in_flight.calls), ("extra", in_flight.extra)] {
         emit.gauge(
             "selvedge.retry.budget.inflight",
             n.into(),
@@ -177,7 +177,7 @@ pub(crate) fn budget(core: &Budget, now: Instant, emit: &mut Emitter<'_, '_>) {
 pub(crate) fn cost(core: &CostBucket, emit: &mut Emitter<'_, '_>) {
     emit.policy = Policy::RetryBudget.as_str();
     emit.gauge("selvedge.retry.cost.tokens", core.tokens().into(), &[]);
-    let refused = [(Reason::Exhausted, core.refused())];
+    let refused = [(Reason::Exhausted, core.rejected())];
     emit.reasons("selvedge.retry.cost.refused", refused);
 }
 
@@ -232,7 +232,7 @@ pub(crate) fn shed(core: &Shedder, emit: &mut Emitter<'_, '_>) {
     // Nothing is shed: the first priority that is would be the one after the last.
     let first = status.cursor.map_or(1 << 16, |first| u32::from(first.0));
     emit.gauge("selvedge.shed.cursor", first.into(), &[]);
-    let refused = [(Reason::Overloaded, status.refused)];
+    let refused = [(Reason::Overloaded, status.rejected)];
     emit.reasons("selvedge.shed.refused", refused);
     emit.counter("selvedge.shed.overloaded", status.overloaded, &[]);
 }
@@ -246,6 +246,6 @@ pub(crate) fn balancer<K: Key>(core: &Balancer<K>, emit: &mut Emitter<'_, '_>) {
         let cause = [("cause", cause.as_str())];
         emit.counter("selvedge.outlier.ejections", count, &cause);
     }
-    let (_, not_allowed) = core.ejections();
+    let not_allowed = core.ejections().not_allowed;
     emit.counter("selvedge.outlier.overflow", not_allowed, &[]);
 }

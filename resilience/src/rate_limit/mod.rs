@@ -39,7 +39,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use self::gcra::{Published, Quota, Taken, Word};
-pub use self::keyed::{KeyedRateLimit, KeyedRateLimitConfig};
+pub use self::keyed::{KeyedGrant, KeyedRateLimit, KeyedRateLimitConfig};
 use crate::{
     clock::Tick,
     config::Rate,
@@ -137,6 +137,7 @@ pub struct Grant(Taken);
 
 /// What is left of a limit, for headers and dashboards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Status {
     /// The limit itself.
     pub rate: Rate,
@@ -144,6 +145,17 @@ pub struct Status {
     pub remaining: u32,
     /// Time until the whole burst is back.
     pub reset: Duration,
+}
+
+impl Status {
+    /// Of a limit that is counted elsewhere.
+    pub fn new(rate: Rate, remaining: u32, reset: Duration) -> Self {
+        Self {
+            rate,
+            remaining,
+            reset,
+        }
+    }
 }
 
 #[derive(Debug)]

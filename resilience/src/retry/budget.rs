@@ -91,6 +91,16 @@ struct Core {
 #[derive(Clone)]
 pub struct Budget(Shared<Core>);
 
+/// What is under way on a budget.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InFlight {
+    /// Calls, their answers' bodies included.
+    pub calls: u32,
+    /// Retries and hedges of them.
+    pub extra: u32,
+}
+
 /// What has been taken and refused so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -203,11 +213,14 @@ impl Budget {
         core.window.balance(now, |deposits| core.allowed(deposits))
     }
 
-    /// Calls under way, and retries and hedges of them.
-    pub fn in_flight(&self) -> (u32, u32) {
+    /// What is under way.
+    pub fn in_flight(&self) -> InFlight {
         let cap = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let extra = self.0.extra.load(Ordering::Relaxed);
-        (cap(self.0.under_way()), cap(extra))
+        InFlight {
+            calls: cap(self.0.under_way()),
+            extra: cap(extra),
+        }
     }
 
     /// Taken and refused so far.

@@ -22,13 +22,13 @@ mod models {
                 thread::spawn(move || {
                     let call = budget.begin(now);
                     let extra = call.try_extra(now);
-                    assert!(budget.in_flight().1 <= 1, "never two");
+                    assert!(budget.in_flight().extra <= 1, "never two");
                     extra.is_ok()
                 })
             });
             let won = threads.map(|t| t.join().expect("no panic"));
             assert!(won.contains(&true), "somebody got it");
-            assert_eq!(budget.in_flight(), (0, 0));
+            assert_eq!(budget.in_flight(), InFlight::default());
         });
     }
 }
@@ -184,7 +184,7 @@ mod table {
             "a try that was never made costs nothing"
         );
         drop(calls);
-        assert_eq!(b.in_flight(), (0, 1));
+        assert_eq!(b.in_flight(), InFlight { calls: 0, extra: 1 });
         let one = b.begin(now);
         assert!(one.try_extra(now).is_err(), "the floor is 1, and taken");
         let want = Counts {
@@ -217,7 +217,7 @@ mod table {
             let refused = call.try_extra(now).expect_err("nothing there");
             assert_eq!(refused.reason, Reason::Exhausted);
         }
-        assert_eq!(b.in_flight(), (1, 0));
+        assert_eq!(b.in_flight(), InFlight { calls: 1, extra: 0 });
     }
 
     #[test]
@@ -247,7 +247,7 @@ mod table {
         });
         // All within one ttl: half of what was deposited, and every one of them.
         assert_eq!(taken, CALLS);
-        assert_eq!(b.in_flight(), (0, 0));
+        assert_eq!(b.in_flight(), InFlight::default());
         assert_eq!(b.counts().withdrawn, CALLS as u64);
         assert_eq!(b.counts().exhausted, CALLS as u64);
     }

@@ -173,7 +173,7 @@ impl CostBucket {
     }
 
     /// Retries that were not paid for.
-    pub fn refused(&self) -> u64 {
+    pub fn rejected(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 }

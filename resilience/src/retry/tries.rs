@@ -3,7 +3,7 @@
 //! A retry is right only if all of these hold, and each failed system got one of them wrong: the
 //! try's result may be better next time; repeating the call is harmless; the callee did not ask to
 //! be left alone; the body can be had again; the wait ends before the deadline; and the
-//! [budget](super::budget) pays. [`Tries::next`] decides all but the last.
+//! [budget](super::budget) pays. [`Tries::next_wait`] decides all but the last.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,6 +18,7 @@ use crate::{
 
 /// What a try came to, as a retry sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Judgement {
     /// How it counts.
     pub outcome: Outcome,
@@ -148,7 +149,7 @@ pub enum Safety {
 
 impl Safety {
     /// Whether repeating this request is harmless. `non_idempotent`: so is every method.
-    pub fn of(
+    pub(crate) fn of(
         method: &Method,
         headers: &HeaderMap,
         extensions: &Extensions,
@@ -194,7 +195,68 @@ pub enum Final {
     Deadline,
 }
 
+/// What the next try would meet, beside what the last one came to.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use selvedge_resilience::retry::RetryContext;
+///
+/// let now = Instant::now();
+/// let context = RetryContext::at(now).deadline(Some(now + Duration::from_secs(1)));
+/// assert!(context.replayable && !context.elsewhere);
+/// ```
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct RetryContext {
+    /// The present.
+    pub now: Instant,
+    /// When the call must be over.
+    pub deadline: Option<Instant>,
+    /// Whether the body can be had again.
+    pub replayable: bool,
+    /// Whether it goes to another endpoint, of which this one's `Retry-After` says nothing.
+    pub elsewhere: bool,
+}
+
+impl RetryContext {
+    /// No deadline, a body that can be had again, the same endpoint.
+    pub fn at(now: Instant) -> Self {
+        Self {
+            now,
+            deadline: None,
+            replayable: true,
+            elsewhere: false,
+        }
+    }
+
+    /// When the call must be over.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Whether the body can be had again.
+    #[must_use]
+    pub fn replayable(mut self, replayable: bool) -> Self {
+        self.replayable = replayable;
+        self
+    }
+
+    /// Whether it goes to another endpoint.
+    #[must_use]
+    pub fn elsewhere(mut self, elsewhere: bool) -> Self {
+        self.elsewhere = elsewhere;
+        self
+    }
+}
+
 /// The tries of one call.
+///
+/// Another one is made only if the last one's result may be better next time, repeating the call is
+/// harmless, the callee did not ask to be left alone, the body can be had again, and the wait ends
+/// before the deadline. Whether there may be one more *of all calls* is the
+/// [budget](super::budget)'s affair: ask it then, and [`count`](Self::count) once it has paid.
 #[derive(Debug, Clone)]
 pub struct Tries {
     safety: Safety,
@@ -222,18 +284,15 @@ impl Tries {
         self.made <= config.attempts && self.safety != Safety::Never
     }
 
-    /// How long to wait before the next try, or why there is none.
+    /// How long to wait before the next try. Asks no budget.
     ///
-    /// `replayable`: the body can be had again. `elsewhere`: the next try goes to another endpoint,
-    /// of which this one's `Retry-After` says nothing. Asks no budget; call
-    /// [`count`](Self::count) once it has paid.
-    pub fn next(
+    /// # Errors
+    /// [`Final`]: why there is none.
+    pub fn next_wait(
         &mut self,
         config: &RetryConfig,
         judgement: &Judgement,
-        replayable: bool,
-        elsewhere: bool,
-        (now, deadline): (Instant, Option<Instant>),
+        context: &RetryContext,
         rng: &Rng,
     ) -> Result<Duration, Final> {
         if !judgement.worth_a_retry {
@@ -247,12 +306,12 @@ impl Tries {
             Safety::IfUnprocessed if judgement.harmless => {}
             Safety::IfUnprocessed | Safety::Never => return Err(Final::Unsafe),
         }
-        if !replayable {
+        if !context.replayable {
             return Err(Final::Body);
         }
-        let wait = self.wait(judgement, elsewhere, rng);
+        let wait = self.wait(judgement, context.elsewhere, rng);
         // Never sleep past the deadline: the answer at hand is the better one.
-        match (now.checked_add(wait), deadline) {
+        match (context.now.checked_add(wait), context.deadline) {
             (None, _) => Err(Final::Deadline),
             (Some(then), Some(deadline)) if then >= deadline => Err(Final::Deadline),
             _ => Ok(wait),

@@ -215,15 +215,12 @@ fn ask(asked: Asked) -> Result<u64, Final> {
     let mut tries = Tries::new(&config, asked.safety);
     (1..asked.made).for_each(|_| tries.count());
     let deadline = asked.deadline_ms.map(|ms| now + Duration::from_millis(ms));
+    let context = RetryContext::at(now)
+        .deadline(deadline)
+        .replayable(asked.replayable)
+        .elsewhere(asked.elsewhere);
     tries
-        .next(
-            &config,
-            &asked.judgement,
-            asked.replayable,
-            asked.elsewhere,
-            (now, deadline),
-            &Rng::new(1),
-        )
+        .next_wait(&config, &asked.judgement, &context, &Rng::new(1))
         .map(|wait| wait.as_millis() as u64)
 }
 

@@ -159,7 +159,7 @@ pub struct Status {
     /// Requests admitted that have not begun yet.
     pub waiting: u32,
     /// Requests refused so far.
-    pub refused: u64,
+    pub rejected: u64,
     /// Windows that were overloaded so far.
     pub overloaded: u64,
 }
@@ -232,7 +232,7 @@ impl Shedder {
             cursor: u16::try_from(first).ok().map(Priority),
             share: f64::from(cursor & 0xFFFF) / 65_536.0,
             waiting: u32::try_from(self.0.lent()).unwrap_or(u32::MAX),
-            refused: core.refused.load(Ordering::Relaxed),
+            rejected: core.refused.load(Ordering::Relaxed),
             overloaded: core.overloaded.load(Ordering::Relaxed),
         }
     }

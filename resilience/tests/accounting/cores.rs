@@ -9,7 +9,7 @@ use selvedge_resilience::{
     context::Priority,
     keyed::KeyedConfig,
     rate_limit::{KeyedRateLimit, KeyedRateLimitConfig},
-    retry::budget::Budget,
+    retry::budget::{Budget, InFlight},
     shed::{ShedConfig, Shedder},
     throttle::{Throttle, ThrottleConfig},
 };
@@ -52,7 +52,7 @@ fn a_budget_pays_for_what_was_taken_and_nothing_is_under_way() {
         seen.iter()
             .all(|(kept, forgiven)| *kept > 0 && *forgiven > 0)
     );
-    assert_eq!(budget.in_flight(), (0, 0));
+    assert_eq!(budget.in_flight(), InFlight::default());
     assert_eq!(budget.counts().withdrawn, kept);
     assert_eq!(budget.counts().capped, 0, "at most two at once");
 }
@@ -81,8 +81,9 @@ fn a_throttle_counts_each_result_once_and_no_cancelled_call() {
     });
     let [(a, b), (c, d)] = seen;
     // What it refused counts as a request that nobody accepted.
-    let requests = a + c + throttle.refused();
-    assert_eq!(throttle.counts(now), (requests, b + d));
+    let requests = a + c + throttle.rejected();
+    let counts = throttle.counts(now);
+    assert_eq!((counts.requests, counts.accepts), (requests, b + d));
 }
 
 #[test]
@@ -116,9 +117,9 @@ fn a_shedder_knows_at_the_end_that_nobody_waits() {
     let status = shedder.status();
     let sum = |of: fn(&(u64, u64)) -> u64| seen.iter().map(of).sum::<u64>();
     assert_eq!(sum(|(admitted, refused)| admitted + refused), 2 * CALLS);
-    assert_eq!(status.refused, sum(|(_, refused)| *refused));
+    assert_eq!(status.rejected, sum(|(_, refused)| *refused));
     assert_eq!(status.waiting, 0);
-    assert!(status.overloaded > 0 && status.refused > 0);
+    assert!(status.overloaded > 0 && status.rejected > 0);
 }
 
 #[test]

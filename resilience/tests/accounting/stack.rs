@@ -16,6 +16,7 @@ use selvedge_resilience::{
     FailureClass, Policy, TrafficPolicy,
     balance::Member,
     layer::{Error, ReplayBody, Stack, Transport, TransportError},
+    retry::budget::InFlight,
 };
 
 use super::{CALLS, on_two};
@@ -201,8 +202,8 @@ fn two_million_calls_through_the_whole_stack() {
     assert_eq!(stack.balancer().picks(), of(&callee.sent), "one pick a try");
     // A call that came to nothing was refused once more or not paid for; a retry was one or the
     // other.
-    let (retries, _) = status.retries;
-    let first = of(&callee.sent) - retries;
+    let budget = status.budget.expect("in the policy");
+    let first = of(&callee.sent) - budget.made;
     let breaker = status.breaker.expect("in the policy").calls;
     let bulkhead = status.bulkhead.expect("in the policy");
     assert_eq!(breaker.admitted(), of(&callee.sent) + bulkhead.full);
@@ -226,5 +227,5 @@ fn two_million_calls_through_the_whole_stack() {
             .iter()
             .all(|endpoint| endpoint.pending == 0)
     );
-    assert_eq!(status.retry_in_flight, Some((0, 0)));
+    assert_eq!(budget.in_flight, InFlight::default());
 }

@@ -260,7 +260,7 @@ pub(super) fn outlier(case: &table::Outlier) -> Vec<String> {
             found.look(n, "picked", &picked, &want);
         }
         if let Some(want) = step.ejections {
-            found.look(n, "ejections", &balancer.ejections().0, &want);
+            found.look(n, "ejections", &balancer.ejections().made, &want);
         }
     }
     found.0

@@ -21,7 +21,7 @@ use selvedge_resilience::{
     context::{Priority, deadline},
     rate_limit::RateLimit,
     retry::{
-        Judgement, RetryConfig, Tries,
+        Judgement, RetryConfig, RetryContext, Tries,
         budget::{Budget, Extra, Logical},
         cost::{Cost, CostBucket},
     },
@@ -189,7 +189,7 @@ impl Cores {
         if let Some(budget) = &self.budget {
             let counts = budget.counts();
             reading.retries = Some(counts.withdrawn);
-            let unpaid = self.cost.as_ref().map_or(0, CostBucket::refused);
+            let unpaid = self.cost.as_ref().map_or(0, CostBucket::rejected);
             reading.retries_refused = Some(counts.exhausted + counts.capped + unpaid);
             reading.balance = Some(budget.balance(now));
         }
@@ -596,9 +596,9 @@ impl Call<'_> {
         now: Instant,
     ) -> Option<Duration> {
         let (retry, tries) = (retry?, self.tries.as_mut()?);
-        let times = (now, self.deadline);
+        let context = RetryContext::at(now).deadline(self.deadline);
         let wait = tries
-            .next(retry, judgement, true, false, times, &cores.rng)
+            .next_wait(retry, judgement, &context, &cores.rng)
             .ok()?;
         self.extra = None;
         let extra = self.logical.as_ref()?.try_extra(now).ok()?;
@@ -660,13 +660,12 @@ fn judge_try(retry: Option<&RetryConfig>, answer: &Answer, acted: bool) -> Judge
     let status = StatusCode::from_u16(answer.status.expect("no fault")).expect("a status");
     let headers = header_map(&answer.headers);
     let wall = SystemTime::now();
-    match retry {
-        Some(retry) => retry.judge_head(status, &headers, wall),
-        None => Judgement {
-            after: classify::retry_after(status, &headers, wall, Duration::from_secs(5)),
-            ..Judgement::last(classify::outcome_of_head(status, &headers))
-        },
+    if let Some(retry) = retry {
+        return retry.judge_head(status, &headers, wall);
     }
+    let mut last = Judgement::last(classify::outcome_of_head(status, &headers));
+    last.after = classify::retry_after(status, &headers, wall, Duration::from_secs(5));
+    last
 }
 
 /// The verdict behind a gRPC answer that says nothing else.

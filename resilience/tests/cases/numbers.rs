@@ -141,11 +141,8 @@ fn writes(line: &HeaderLine) -> Option<String> {
     let name = PolicyName::new(name).expect("a name");
     let rate = rate.parse().expect("a rate");
     let reset: Millis = reset.parse().expect("a time");
-    let status = Status {
-        rate,
-        remaining: remaining.parse().expect("a number"),
-        reset: reset.0,
-    };
+    let remaining = remaining.parse().expect("a number");
+    let status = Status::new(rate, remaining, reset.0);
     let mut headers = HeaderMap::new();
     name.write(&mut headers, status);
     let rejected = Rejected::after(Policy::RateLimit, Reason::Exhausted, reset.0);

@@ -127,10 +127,10 @@ fn read(status: &StackStatus<()>) -> Reading {
         reading.limit = Some(limit.limit);
         reading.adaptive_in_flight = Some(limit.in_flight);
     }
-    if status.retry_balance.is_some() {
-        reading.retries = Some(status.retries.0);
-        reading.retries_refused = Some(status.retries.1);
-        reading.balance = status.retry_balance;
+    if let Some(budget) = &status.budget {
+        reading.retries = Some(budget.made);
+        reading.retries_refused = Some(budget.rejected);
+        reading.balance = Some(budget.balance);
     }
     if let Some(coalesce) = &status.coalesce {
         read_coalesce(&mut reading, coalesce);

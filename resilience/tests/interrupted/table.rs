@@ -149,8 +149,8 @@ fn limit(limit: &AdaptiveLimit) -> Vec<(&'static str, i128)> {
 }
 
 fn under_way(budget: &Budget) -> Vec<(&'static str, i128)> {
-    let (calls, extra) = budget.in_flight();
-    vec![("calls", calls.into()), ("retries", extra.into())]
+    let now = budget.in_flight();
+    vec![("calls", now.calls.into()), ("retries", now.extra.into())]
 }
 
 fn retries() -> RetryConfig {
@@ -178,9 +178,10 @@ fn inbound(text: &str, callee: Callee) -> Under {
     under(
         InboundLayer::new(inbound.clone()).layer(callee),
         move || {
-            let (slots, limit) = inbound.in_flight();
-            let taken = |n: Option<u32>| i128::from(n.expect("in the policy"));
-            vec![("slots", taken(slots)), ("limit", taken(limit))]
+            let status = inbound.status();
+            let slots = status.bulkhead.expect("in the policy").in_flight;
+            let limit = status.concurrency.expect("in the policy").in_flight;
+            vec![("slots", slots.into()), ("limit", limit.into())]
         },
     )
 }
@@ -213,9 +214,9 @@ fn left<K>(status: &StackStatus<K>) -> Vec<(&'static str, i128)> {
         books.push(("limit", limit.in_flight.into()));
         books.push(("waiting for the limit", limit.waiting.into()));
     }
-    if let Some((calls, extra)) = status.retry_in_flight {
-        books.push(("calls", calls.into()));
-        books.push(("retries", extra.into()));
+    if let Some(budget) = status.budget {
+        books.push(("calls", budget.in_flight.calls.into()));
+        books.push(("retries", budget.in_flight.extra.into()));
     }
     if let Some(coalesce) = status.coalesce {
         books.push(("flights", coalesce.in_flight.into()));

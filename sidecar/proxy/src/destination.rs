@@ -62,7 +62,8 @@ impl Enforced {
             stack: Stack::<UpstreamKey>::builder(policy)
                 .name(name)
                 .events(metrics.destination_events())
-                .build_labelled(|key: &UpstreamKey| key.addr.to_string())?,
+                .label(|key| key.addr.to_string())
+                .build()?,
         })
     }
 
@@ -390,11 +391,11 @@ impl Destination {
                 "answered": calls.answered,
             })),
             "retry": {
-                "balance": status.retry_balance,
-                "made": status.retries.0,
-                "refused": status.retries.1,
+                "balance": status.budget.map(|budget| budget.balance),
+                "made": status.budget.map_or(0, |budget| budget.made),
+                "refused": status.budget.map_or(0, |budget| budget.rejected),
             },
-            "ejections": { "made": status.ejections.0, "not_allowed": status.ejections.1 },
+            "ejections": { "made": status.ejections.made, "not_allowed": status.ejections.not_allowed },
             "endpoints": status.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
         })
     }

@@ -55,6 +55,12 @@ fn balancer(n: u32, now: Instant) -> Balancer<u32> {
     with(n, BalanceConfig::default(), OutlierConfig::default(), now)
 }
 
+/// Ejections that were made, and those that were not allowed.
+fn made(b: &Balancer<u32>) -> (u64, u64) {
+    let ejections = b.ejections();
+    (ejections.made, ejections.not_allowed)
+}
+
 fn pick(b: &Balancer<u32>, now: Instant) -> Pick<u32> {
     b.pick(&PickContext::at(now)).expect("members")
 }

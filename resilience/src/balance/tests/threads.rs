@@ -107,6 +107,6 @@ fn out_1_two_threads_crossing_the_threshold_eject_once() {
             });
             threads.map(|t| t.join().expect("no panic")).iter().sum()
         });
-        assert_eq!((causes, b.ejections(), b.ejected()), (1, (1, 0), 1));
+        assert_eq!((causes, made(&b), b.ejected()), (1, (1, 0), 1));
     }
 }

@@ -115,7 +115,7 @@ fn panic_is_told_as_it_begins_and_ends() {
         of_all.map(|(_, kind, _)| kind).collect()
     };
     for key in [0, 1, 2] {
-        assert!(!b.panics(), "before {key}");
+        assert!(!b.is_in_panic(), "before {key}");
         fail(&b, key, REFUSED, 1, start);
         b.tick(start);
     }
@@ -124,10 +124,10 @@ fn panic_is_told_as_it_begins_and_ends() {
         healthy,
         all: 4,
     };
-    assert!(b.panics());
+    assert!(b.is_in_panic());
     assert_eq!(panics(all(&heard)), [begun(true, 1)]);
     b.tick(start + Duration::from_secs(31));
-    assert!(!b.panics());
+    assert!(!b.is_in_panic());
     assert_eq!(panics(all(&heard)), [begun(false, 4)]);
 }
 

@@ -16,7 +16,7 @@ fn refused_connections_eject_and_nobody_goes_there() {
         fail(&b, 1, REFUSED, 1, now);
         assert!(is_ejected(&b, 1, now), "{name:?}");
         assert_eq!(drive(&b, now, 1000, well)[1], 0, "{name:?}");
-        assert_eq!((b.ejections(), b.ejected()), ((1, 0), 1), "{name:?}");
+        assert_eq!((made(&b), b.ejected()), ((1, 0), 1), "{name:?}");
         let causes = b.ejections_by_cause();
         assert!(
             causes.contains(&(Cause::ConsecutiveConnect, 1)),
@@ -96,7 +96,7 @@ fn the_share_that_may_be_out_is_kept_but_one_of_two_always_may() {
         fail(&b, key, REFUSED, 2, now);
     }
     assert_eq!(out(&b), 2);
-    assert!(b.ejections().1 > 0, "overflow is counted");
+    assert!(b.ejections().not_allowed > 0, "overflow is counted");
     let outlier = |always_eject_one| OutlierConfig {
         max_ejected: Ratio::percent(0),
         always_eject_one,
@@ -154,7 +154,7 @@ fn the_last_calls_to_a_member_that_is_gone_take_no_place() {
     for pick in held {
         assert_eq!(pick.complete(REFUSED, now), None);
     }
-    assert_eq!((b.ejected(), b.ejections()), (0, (0, 0)));
+    assert_eq!((b.ejected(), made(&b)), (0, (0, 0)));
     fail(&b, 2, REFUSED, 1, now);
     assert!(is_ejected(&b, 2, now), "the place is free");
 }
@@ -255,7 +255,7 @@ fn an_interval_that_ends_unseen_is_judged_as_of_its_end() {
     // A minute of silence: it was out from 10 s to 40 s, and is in again.
     let later = now + ms(60_000);
     assert!(drive(&b, later, 600, well)[0] > 0);
-    assert_eq!((b.ejections().0, b.ejected()), (1, 0));
+    assert_eq!((b.ejections().made, b.ejected()), (1, 0));
     assert_eq!(status(&b, 0, later).ejections, 1, "and counts for the next");
 }
 

@@ -24,6 +24,7 @@ use crate::{
     context::{Deadline, deadline},
     layer::{BulkheadLayer, Error, RetryLayer, TimeoutLayer},
     outcome::{Policy, Rejected},
+    retry::budget::InFlight,
     retry::{Idempotent, RetryConfig},
 };
 
@@ -174,10 +175,10 @@ async fn a_late_try_is_overtaken_and_gives_back_what_it_held() {
     assert_eq!((answer.status().as_u16(), start.elapsed()), (201, ms(57)));
     // The future is still there; the loser is not. The winner's slot is its body's.
     assert_eq!((callee.under_way(), bulkhead.status().in_flight), (0, 1));
-    assert_eq!(hedge.budget.in_flight(), (1, 1));
+    assert_eq!(hedge.budget.in_flight(), InFlight { calls: 1, extra: 1 });
     answer.into_body().collect().await.expect("a body");
     assert_eq!(bulkhead.status().in_flight, 0);
-    assert_eq!(hedge.budget.in_flight(), (0, 0));
+    assert_eq!(hedge.budget.in_flight(), InFlight::default());
     let stats = hedge.hedge.stats();
     assert_eq!((stats.sent, stats.won, stats.wasted), (1, 1, 0));
     drop(call);
@@ -189,7 +190,11 @@ async fn a_first_try_that_wins_after_all_takes_the_hedge_s_place_back() {
     let answer = hedge.layer(callee.service()).oneshot(get()).await;
     let answer = answer.expect("an answer");
     assert_eq!((callee.seen(), callee.under_way()), (2, 0));
-    assert_eq!(hedge.budget.in_flight(), (1, 0), "the hedge is over");
+    assert_eq!(
+        hedge.budget.in_flight(),
+        InFlight { calls: 1, extra: 0 },
+        "the hedge is over"
+    );
     drop(answer);
     assert_eq!(hedge.hedge.stats().wasted, 1);
 }
@@ -236,7 +241,7 @@ async fn tower_hedge_first_error_wins_ours_waits_for_a_good_answer() {
         let got = status(hedge.layer(callee.service()), get()).await;
         assert_eq!((got, start.elapsed()), (want, ms(after)), "{name}");
         assert_eq!((callee.seen(), callee.under_way()), (2, 0), "{name}");
-        assert_eq!(hedge.budget.in_flight(), (0, 0), "{name}");
+        assert_eq!(hedge.budget.in_flight(), InFlight::default(), "{name}");
     }
 }
 
@@ -260,7 +265,10 @@ async fn tower_hedge_has_no_budget_ours_is_the_retries() {
         call.abort();
         assert!(call.await.is_err());
     }
-    assert_eq!((callee.under_way(), budget.in_flight()), (0, (0, 0)));
+    assert_eq!(
+        (callee.under_way(), budget.in_flight()),
+        (0, InFlight::default())
+    );
     assert_eq!(hedge.stats().wasted, 10);
 }
 
@@ -268,7 +276,7 @@ async fn tower_hedge_has_no_budget_ours_is_the_retries() {
 async fn tries_of(request: Request<Full<Bytes>>) -> usize {
     let (hedge, callee) = (layer(AFTER_50), Callee::new([ok(100, 200), ok(10, 200)]));
     assert_eq!(status(hedge.layer(callee.service()), request).await, 200);
-    assert_eq!(hedge.budget.in_flight(), (0, 0));
+    assert_eq!(hedge.budget.in_flight(), InFlight::default());
     callee.seen()
 }
 
@@ -452,7 +460,7 @@ async fn a_verdict_in_the_trailers_decides_a_race() {
             .collect()
             .await
             .expect("a body");
-        assert_eq!(hedge.budget.in_flight(), (0, 0), "{name}");
+        assert_eq!(hedge.budget.in_flight(), InFlight::default(), "{name}");
     }
 }
 
@@ -530,7 +538,7 @@ async fn hedges_and_retries_of_one_call_deposit_once() {
         assert_eq!((got, callee.seen()), (200, 3), "{hedge_outside}");
         // 100 of the floor, one deposit, a retry and a hedge.
         assert_eq!(budget.balance(now()), 100 + 1 - 2, "{hedge_outside}");
-        assert_eq!(budget.in_flight(), (0, 0));
+        assert_eq!(budget.in_flight(), InFlight::default());
     }
 }
 
@@ -580,5 +588,8 @@ async fn a_hang_that_a_timeout_cuts_short_is_recorded() {
     );
     let longest = hedge.hedge.quantile(1.0, now()).expect("recorded");
     assert!(longest >= ms(400), "{longest:?}");
-    assert_eq!((callee.under_way(), hedge.budget.in_flight()), (0, (0, 0)));
+    assert_eq!(
+        (callee.under_way(), hedge.budget.in_flight()),
+        (0, InFlight::default())
+    );
 }

@@ -44,11 +44,12 @@ use crate::{
     context::priority::Priority,
     events::Events,
     inbound::InboundConfig,
+    keyed::KeyedStats,
     metrics::{Emitter, Sample, Samples, cores},
     outcome::{Outcome, Policy, Reason, Rejected},
     rng::Rng,
     shared::Replaced,
-    shed::Ticket,
+    shed::{self, Shedder, Ticket},
 };
 
 /// The cores that protect one service. Clones share them; so do layers made from it.
@@ -79,8 +80,33 @@ pub struct Caller {
     pub arrived: Option<std::time::Instant>,
 }
 
+/// What an [`Inbound`] is doing. Sections that the policy does not have are `None`.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct InboundStatus {
+    /// What is shed, and who waits.
+    pub shed: Option<shed::Status>,
+    /// Callers, and what they asked beyond their rate.
+    pub rate_limit: Option<RateStatus>,
+    /// Requests under way, waiting, refused.
+    pub bulkhead: Option<bulkhead::Status>,
+    /// The same for the limit that finds itself.
+    pub concurrency: Option<adaptive::Status>,
+}
+
+/// A rate for each caller: what is left is a number for each of them, and so not shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RateStatus {
+    /// Requests that were refused.
+    pub rejected: u64,
+    /// The table of callers.
+    pub keys: KeyedStats,
+}
+
 /// What a request that was taken on holds until its answer has ended.
 #[derive(Debug)]
+#[must_use = "dropped, it is given back at once, and the request counts as cancelled"]
 pub struct InboundHeld {
     _bulkhead: Option<bulkhead::Permit>,
     concurrency: Option<adaptive::Permit>,
@@ -180,7 +206,7 @@ impl Inbound {
         let told = (shared.events.as_ref(), &shared.name);
         lookout::look(&shared.lookout, told, now, |mut look| {
             let plan = shared.plan.lend();
-            let refused = plan.shed.as_ref().map(|core| core.status().refused);
+            let refused = plan.shed.as_ref().map(|core| core.status().rejected);
             look.one(Policy::Shed, Reason::Overloaded, refused);
             let refused = plan.rate.as_ref().map(|limit| limit.keys.rejected());
             look.one(Policy::RateLimit, Reason::Exhausted, refused);
@@ -198,13 +224,18 @@ impl Inbound {
             && plan.concurrency.is_none()
     }
 
-    /// Requests under way by the limits that are written: (bulkhead, adaptive limit).
-    pub fn in_flight(&self) -> (Option<u32>, Option<u32>) {
+    /// State and counters now.
+    pub fn status(&self) -> InboundStatus {
         let plan = self.0.plan.lend();
-        (
-            plan.bulkhead.as_ref().map(Bulkhead::in_flight),
-            plan.concurrency.as_ref().map(AdaptiveLimit::in_flight),
-        )
+        InboundStatus {
+            shed: plan.shed.as_ref().map(Shedder::status),
+            rate_limit: plan.rate.as_ref().map(|limit| RateStatus {
+                rejected: limit.keys.rejected(),
+                keys: limit.keys.keys(),
+            }),
+            bulkhead: plan.bulkhead.as_ref().map(Bulkhead::status),
+            concurrency: plan.concurrency.as_ref().map(AdaptiveLimit::status),
+        }
     }
 
     /// Takes a request on, or refuses it. Waits only where a limit is reached and has a queue, and

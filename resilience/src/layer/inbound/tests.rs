@@ -136,7 +136,8 @@ async fn a_queue_is_waited_in_and_what_nobody_waits_for_is_not_begun() {
     expired.extensions_mut().insert(Deadline(start.into_std()));
     assert_eq!(ask(service, expired).await.0, 504);
     assert_eq!(held.await.expect("no panic").0, 200);
-    assert_eq!(inbound.in_flight(), (Some(0), None));
+    let slots = inbound.status().bulkhead.expect("written");
+    assert_eq!(slots.in_flight, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,17 +227,17 @@ async fn another_configuration_keeps_what_stays() {
     inbound.reconfigure(config).expect("valid");
     let bad = toml::from_str("bulkhead = 0").expect("parses");
     assert!(inbound.reconfigure(bad).is_err());
-    assert_eq!(
-        inbound.in_flight(),
-        (None, None),
-        "a bad one changes nothing"
-    );
+    let status = inbound.status();
+    assert!(status.bulkhead.is_none(), "a bad one changes nothing");
+    assert_eq!(status.rate_limit.expect("written").rejected, 0);
     let left: Vec<u16> = [
         ask(service.clone(), Request::new(())).await.0,
         ask(service, Request::new(())).await.0,
     ]
     .into();
     assert_eq!(left[1], 429, "{left:?}: its history stays");
+    let rate = inbound.status().rate_limit.expect("written");
+    assert_eq!((rate.rejected > 0, rate.keys.tracked), (true, 1));
 }
 
 #[tokio::test(start_paused = true)]

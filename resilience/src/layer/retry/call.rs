@@ -22,7 +22,7 @@ use super::{
 use crate::{
     context::{AttemptNumber, Deadline, deadline},
     outcome::{FailureClass, Outcome, Policy},
-    retry::{Final, Judgement, Tries, budget::Extra, cost::Cost},
+    retry::{Final, Judgement, RetryContext, Tries, budget::Extra, cost::Cost},
 };
 
 /// A call and what it needs to be made again.
@@ -106,11 +106,10 @@ where
         let Plan { config, cost, core } = &*self.begun.as_ref()?.plan;
         let stats = &core.stats;
         let now = Instant::now().into_std();
-        let time = (now, self.deadline.map(|deadline| deadline.0));
-        let replayable = self.body.can_replay();
-        let next = self
-            .tries
-            .next(config, judgement, replayable, false, time, &core.rng);
+        let context = RetryContext::at(now)
+            .deadline(self.deadline.map(|deadline| deadline.0))
+            .replayable(self.body.can_replay());
+        let next = self.tries.next_wait(config, judgement, &context, &core.rng);
         let wait = match next {
             Ok(wait) => wait,
             Err(why) => {

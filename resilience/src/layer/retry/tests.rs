@@ -9,8 +9,12 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    breaker::CircuitBreaker, bulkhead::Bulkhead, context::Deadline, layer::BulkheadLayer,
-    retry::Idempotent, sync::AtomicU64,
+    breaker::CircuitBreaker,
+    bulkhead::Bulkhead,
+    context::Deadline,
+    layer::BulkheadLayer,
+    retry::{Idempotent, budget::InFlight},
+    sync::AtomicU64,
 };
 
 type Frames = Vec<Result<http_body::Frame<Bytes>, Infallible>>;
@@ -136,7 +140,7 @@ async fn a_call_is_tried_until_it_is_good_and_each_try_knows_its_number_and_body
     }
     let stats = retry.stats();
     assert_eq!((seen.len(), stats.retries, stats.recovered), (3, 2, 1));
-    assert_eq!(retry.budget().in_flight(), (0, 0));
+    assert_eq!(retry.budget().in_flight(), InFlight::default());
 }
 
 #[tokio::test(start_paused = true)]
@@ -328,7 +332,7 @@ async fn a_service_that_is_not_ready_after_the_wait_is_waited_for_until_the_dead
     );
     let after = retry.budget().balance(Instant::now().into_std());
     assert_eq!(after, before + 1, "what was not made costs nothing");
-    assert_eq!(retry.budget().in_flight(), (0, 0));
+    assert_eq!(retry.budget().in_flight(), InFlight::default());
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,18 +16,20 @@ use crate::{
 /// Builds a [`Stack`]. See [`Stack::builder`].
 #[derive(Debug)]
 #[must_use = "nothing is built yet"]
-pub struct StackBuilder {
+pub struct StackBuilder<K> {
     policy: TrafficPolicy,
     origin: Origin,
     rng: Option<Rng>,
+    label: Option<fn(&K) -> String>,
 }
 
-impl StackBuilder {
+impl<K: Key> StackBuilder<K> {
     pub(super) fn new(policy: TrafficPolicy) -> Self {
         Self {
             policy,
             origin: Origin::default(),
             rng: None,
+            label: None,
         }
     }
 
@@ -49,23 +51,17 @@ impl StackBuilder {
         self
     }
 
+    /// What [events](Self::events) call an endpoint.
+    pub fn label(mut self, label: fn(&K) -> String) -> Self {
+        self.label = Some(label);
+        self
+    }
+
     /// The policies of a destination that has no endpoints yet.
     ///
     /// # Errors
     /// [`PolicyError`] if the policy cannot work.
-    pub fn build<K: Key>(self) -> Result<Stack<K>, PolicyError> {
-        self.build_with(None)
-    }
-
-    /// The same with what [events](Self::events) call an endpoint.
-    ///
-    /// # Errors
-    /// As [`build`](Self::build).
-    pub fn build_labelled<K: Key>(self, label: fn(&K) -> String) -> Result<Stack<K>, PolicyError> {
-        self.build_with(Some(label))
-    }
-
-    fn build_with<K: Key>(self, label: Option<fn(&K) -> String>) -> Result<Stack<K>, PolicyError> {
+    pub fn build(self) -> Result<Stack<K>, PolicyError> {
         let rng = self.rng.unwrap_or_else(Rng::from_entropy);
         let (balance, outlier) = (BalanceConfig::default(), OutlierConfig::default());
         let mut balancer = Balancer::builder(balance, outlier)
@@ -74,7 +70,7 @@ impl StackBuilder {
         if let Some(events) = &self.origin.events {
             balancer = balancer.events(events.clone());
         }
-        if let Some(label) = label {
+        if let Some(label) = self.label {
             balancer = balancer.label(label);
         }
         let balancer = balancer.build()?;

@@ -41,7 +41,7 @@ pub use self::{
     held::{Answer, Held},
     hook::{Attempt, HashKey, Hook, RequestTimeout},
     service::{StackFuture, StackLayer, StackService},
-    status::StackStatus,
+    status::{BudgetStatus, StackStatus},
 };
 use crate::{
     TrafficPolicy,
@@ -111,11 +111,11 @@ impl<K: Key> Stack<K> {
     ///
     /// let (policy, events) = (TrafficPolicy::default(), Events::new());
     /// let heard = events.subscribe(64);
-    /// let stack: Stack<&str> = Stack::<&str>::builder(policy).name("orders").events(events).build()?;
+    /// let stack = Stack::<&str>::builder(policy).name("orders").events(events).build()?;
     /// assert_eq!((stack.name(), heard.dropped()), ("orders", 0));
     /// # Ok::<_, selvedge_resilience::config::PolicyError>(())
     /// ```
-    pub fn builder(policy: TrafficPolicy) -> StackBuilder {
+    pub fn builder(policy: TrafficPolicy) -> StackBuilder<K> {
         StackBuilder::new(policy)
     }
 

@@ -15,7 +15,7 @@ use crate::{
     hedge::{Hedge, Race},
     outcome::{FailureClass, Outcome},
     retry::{
-        Judgement, RetryConfig, Safety, Tries,
+        Judgement, RetryConfig, RetryContext, Safety, Tries,
         budget::{Extra, Logical},
     },
     rng::Rng,
@@ -128,14 +128,11 @@ impl<'a> Retries<'a> {
         }
         let now = time.now.into_std();
         let deadline = time.deadline.map(Instant::into_std);
-        let next = tries.next(
-            config,
-            judgement,
-            replayable(),
-            elsewhere(),
-            (now, deadline),
-            rng,
-        );
+        let context = RetryContext::at(now)
+            .deadline(deadline)
+            .replayable(replayable())
+            .elsewhere(elsewhere());
+        let next = tries.next_wait(config, judgement, &context, rng);
         let wait = next.ok()?;
         // The last retry is over; its place is this one's.
         self.extra = None;

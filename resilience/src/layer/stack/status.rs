@@ -5,11 +5,14 @@ use tokio::time::Instant;
 use super::Stack;
 use crate::{
     adaptive,
-    balance::{EndpointStatus, Key},
+    balance::{Ejections, EndpointStatus, Key},
     breaker, bulkhead, coalesce, fault,
     hedge::{Hedge, HedgeStats},
     rate_limit,
-    retry::{budget::Budget, cost::CostBucket},
+    retry::{
+        budget::{Budget, InFlight},
+        cost::CostBucket,
+    },
 };
 
 /// What a [`Stack`] is doing. Sections that the policy does not have are `None`.
@@ -32,18 +35,28 @@ pub struct StackStatus<K> {
     pub coalesce: Option<coalesce::Status>,
     /// Faults that were injected.
     pub fault: Option<fault::Status>,
-    /// Retries that the budget would pay for.
-    pub retry_balance: Option<u64>,
-    /// Calls under way, their answers' bodies included, and retries and hedges of them.
-    pub retry_in_flight: Option<(u32, u32)>,
-    /// Retries and hedges made, and those that the budget, or the bucket of costs, refused.
-    pub retries: (u64, u64),
-    /// Tokens in the bucket of costs.
-    pub retry_tokens: Option<u32>,
-    /// Ejections made, and those that the maximum share did not allow.
-    pub ejections: (u64, u64),
+    /// Retries, hedges, and what they are paid from; `None` if the policy has neither.
+    pub budget: Option<BudgetStatus>,
+    /// Ejections of endpoints.
+    pub ejections: Ejections,
     /// Every endpoint.
     pub endpoints: Vec<EndpointStatus<K>>,
+}
+
+/// Retries and hedges, and what they are paid from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BudgetStatus {
+    /// Retries and hedges that it would pay for.
+    pub balance: u64,
+    /// Calls under way, and retries and hedges of them.
+    pub in_flight: InFlight,
+    /// Retries and hedges made.
+    pub made: u64,
+    /// Those that it, or the bucket of costs, refused.
+    pub rejected: u64,
+    /// Tokens in the bucket of costs, if there is one.
+    pub tokens: Option<u32>,
 }
 
 impl<K: Key> Stack<K> {
@@ -51,7 +64,17 @@ impl<K: Key> Stack<K> {
     pub fn status(&self) -> StackStatus<K> {
         let (shared, now) = (&self.0, Instant::now().into_std());
         let plan = shared.plan.lend();
-        let counts = plan.budget.as_ref().map(Budget::counts);
+        let cost = plan.cost.as_ref();
+        let budget = |budget: &Budget| {
+            let counts = budget.counts();
+            BudgetStatus {
+                balance: budget.balance(now),
+                in_flight: budget.in_flight(),
+                made: counts.withdrawn,
+                rejected: counts.exhausted + counts.capped + cost.map_or(0, CostBucket::rejected),
+                tokens: cost.map(CostBucket::tokens),
+            }
+        };
         StackStatus {
             breaker: plan.breaker.as_ref().map(|core| core.snapshot(now)),
             bulkhead: plan.bulkhead.as_ref().map(bulkhead::Bulkhead::status),
@@ -64,13 +87,7 @@ impl<K: Key> Stack<K> {
             hedge: plan.hedge.as_ref().map(Hedge::stats),
             coalesce: plan.coalesce.as_ref().map(|it| it.core.status()),
             fault: plan.faults.as_ref().map(fault::Faults::status),
-            retry_balance: plan.budget.as_ref().map(|budget| budget.balance(now)),
-            retry_in_flight: plan.budget.as_ref().map(Budget::in_flight),
-            retries: counts.map_or((0, 0), |counts| {
-                let unpaid = plan.cost.as_ref().map_or(0, CostBucket::refused);
-                (counts.withdrawn, counts.exhausted + counts.capped + unpaid)
-            }),
-            retry_tokens: plan.cost.as_ref().map(CostBucket::tokens),
+            budget: plan.budget.as_ref().map(budget),
             ejections: shared.balancer.ejections(),
             endpoints: shared.balancer.status(now),
         }

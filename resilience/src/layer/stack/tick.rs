@@ -25,7 +25,8 @@ impl<K: Key> Stack<K> {
     /// let stack = Stack::<&str>::builder(policy)
     ///     .name("orders")
     ///     .events(events)
-    ///     .build_labelled(|addr: &&str| (*addr).to_owned())?;
+    ///     .label(|addr| (*addr).to_owned())
+    ///     .build()?;
     /// stack.breaker().expect("one is written").force_open();
     /// // Each second:
     /// stack.tick();
@@ -42,7 +43,7 @@ impl<K: Key> Stack<K> {
         let told = (shared.origin.events.as_ref(), &shared.origin.name);
         lookout::look(&shared.lookout, told, now, |mut look| {
             let plan = shared.plan.lend();
-            let refused = plan.throttle.as_ref().map(Throttle::refused);
+            let refused = plan.throttle.as_ref().map(Throttle::rejected);
             look.one(Policy::Throttle, Reason::Throttled, refused);
             look.bulkhead(plan.bulkhead.as_ref());
             look.adaptive(plan.concurrency.as_ref());
@@ -56,7 +57,7 @@ impl<K: Key> Stack<K> {
                 ]
             });
             look.refusals(Policy::RetryBudget, counts.as_ref().map(<[_; 2]>::as_slice));
-            let refused = Some(shared.balancer.refused());
+            let refused = Some(shared.balancer.rejected());
             look.one(Policy::Balancer, Reason::NoEndpoint, refused);
         });
     }

@@ -115,7 +115,12 @@ pub(in crate::cases) fn outlier(case: &table::Outlier) -> Vec<String> {
                 found.look(n, "picked", &picked, &want);
             }
             if let Some(want) = step.ejections {
-                found.look(n, "ejections", &them.stack.balancer().ejections().0, &want);
+                found.look(
+                    n,
+                    "ejections",
+                    &them.stack.balancer().ejections().made,
+                    &want,
+                );
             }
         }
         found.0

@@ -109,7 +109,10 @@ impl Callee {
         });
         json!({
             "service": self.name,
-            "retry": { "made": status.retries.0, "refused": status.retries.1 },
+            "retry": {
+                "made": status.budget.map_or(0, |budget| budget.made),
+                "refused": status.budget.map_or(0, |budget| budget.rejected),
+            },
             "endpoints": endpoints.collect::<Vec<_>>(),
         })
     }
