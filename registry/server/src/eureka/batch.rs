@@ -1,5 +1,8 @@
 //! What Eureka servers tell each other, in batches.
 
+use std::collections::HashSet;
+
+use futures_util::future::join_all;
 use http::StatusCode;
 use selvedge_registry::InstanceStatus;
 use serde::Serialize;
@@ -13,10 +16,13 @@ use super::{
     ops::{Done, Named, Via},
     word::StatusWord,
 };
-use crate::audit::Who;
+use crate::{audit::Who, catalogue::Key};
 
 /// Items that one batch may have. Source: Eureka sends 250.
 const MAX_ITEMS: usize = 2000;
+
+/// Items that are done at once, as some of them ask another server. Source: what Eureka sends.
+const AT_ONCE: usize = 250;
 
 /// What a peer says has happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +58,12 @@ impl Action {
     }
 }
 
-/// Applies a batch; the answer has one item for each, in order.
+/// Applies a batch; the answer has one item for each, in order. What is said of one instance is done
+/// in its order.
 ///
 /// # Errors
 /// What is wrong with the whole of it.
-pub(super) fn apply(eureka: &Eureka, who: &Who, document: &Value) -> Result<Vec<u8>, String> {
+pub(super) async fn apply(eureka: &Eureka, who: &Who, document: &Value) -> Result<Vec<u8>, String> {
     let single;
     let items = match document.get("replicationList") {
         Some(Value::Array(items)) => items,
@@ -70,57 +77,78 @@ pub(super) fn apply(eureka: &Eureka, who: &Who, document: &Value) -> Result<Vec<
         let n = items.len();
         return Err(format!("{n} items in a batch: at most {MAX_ITEMS}"));
     }
-    let answers = items.iter().map(|item| answer(&one(eureka, who, item)));
+    let mut answers = Vec::with_capacity(items.len());
+    let mut rest = items.as_slice();
+    while !rest.is_empty() {
+        let mut names = HashSet::new();
+        let is_new = |item: &&Value| key_of(item).is_none_or(|key| names.insert(key));
+        let some = rest.iter().take(AT_ONCE).take_while(is_new).count();
+        let (now, later) = rest.split_at(some);
+        let done = join_all(now.iter().map(|item| one(eureka, who, item))).await;
+        answers.extend(done.iter().map(answer));
+        rest = later;
+    }
     let mut document = Map::new();
-    document.insert("responseList".to_owned(), answers.collect());
+    document.insert("responseList".to_owned(), answers.into());
     Ok(Value::Object(document).to_string().into_bytes())
 }
 
-fn one(eureka: &Eureka, who: &Who, item: &Value) -> Done {
-    let Value::Object(object) = item else {
+/// Whom an item is about.
+fn key_of(item: &Value) -> Option<Key> {
+    let fields = Fields(item.as_object()?);
+    let named = Named::new(&fields.text("appName")?, &fields.text("id")?);
+    named.map(|named| named.key())
+}
+
+/// What an item says, as far as it can be understood.
+fn what(item: &Value) -> Option<(&Map<String, Value>, Action, String, Named)> {
+    let object = item.as_object()?;
+    let fields = Fields(object);
+    let action = Action::of(&fields.text("action")?)?;
+    let app = fields.text("appName")?;
+    let named = Named::new(&app, &fields.text("id")?)?;
+    Some((object, action, app, named))
+}
+
+async fn one(eureka: &Eureka, who: &Who, item: &Value) -> Done {
+    let Some((object, action, app, named)) = what(item) else {
+        who.wrote("replication", "-", Done::BadWord.status().as_u16());
         return Done::BadWord;
     };
     let fields = Fields(object);
-    let action = fields.text("action").and_then(|name| Action::of(&name));
-    let (app, id) = (fields.text("appName"), fields.text("id"));
-    let (Some(action), Some(app), Some(id)) = (action, app, id) else {
-        return Done::BadWord;
-    };
-    let Some(named) = Named::new(&app, &id) else {
-        return Done::BadWord;
-    };
     let dirty = fields.number("lastDirtyTimestamp");
     let word = |name: &str| fields.text(name).and_then(|word| status_of(&word));
-    let key = (named.service.clone(), named.id.clone());
     let asker = Asker {
         who,
         via: Via::Peer,
     };
-    if action == Action::Register {
-        return match object.get("instanceInfo").map(model::read) {
+    match action {
+        Action::Register => match object.get("instanceInfo").map(model::read) {
             Some(Ok(instance)) => asker.register(eureka, &app, &instance),
-            Some(Err(why)) => Done::Bad(why),
-            None => Done::BadWord,
-        };
-    }
-    let done = eureka.told_by(Via::Peer, key, || match action {
-        Action::Heartbeat => eureka.heartbeat(&named, dirty, Via::Peer),
-        Action::Cancel => eureka.cancel(&named),
-        Action::StatusUpdate => match word("status") {
-            Some(status) => eureka.status_word_here(&named, StatusWord::Put { status, dirty }),
-            None => Done::BadWord,
+            Some(Err(why)) => asker.audited("register", &named, Done::Bad(why)),
+            None => asker.audited("register", &named, Done::BadWord),
         },
+        Action::Heartbeat => eureka.heartbeat(&named, dirty, Via::Peer).await,
+        Action::Cancel => {
+            let done = eureka.told_by(Via::Peer, named.key(), || eureka.cancel(&named));
+            asker.audited("deregister", &named, done)
+        }
+        Action::StatusUpdate => {
+            let done = match word("status") {
+                Some(status) => {
+                    let word = StatusWord::Put { status, dirty };
+                    eureka.status_word(&named, word, Via::Peer).await
+                }
+                None => Done::BadWord,
+            };
+            asker.audited("override", &named, done)
+        }
         Action::DeleteStatusOverride => {
             let after = word("status").unwrap_or(InstanceStatus::Unknown);
-            eureka.status_word_here(&named, StatusWord::Delete { after, dirty })
+            let word = StatusWord::Delete { after, dirty };
+            let done = eureka.status_word(&named, word, Via::Peer).await;
+            asker.audited("override-drop", &named, done)
         }
-        Action::Register => Done::BadWord,
-    });
-    match action {
-        Action::Heartbeat | Action::Register => done,
-        Action::Cancel => asker.audited("deregister", &named, done),
-        Action::StatusUpdate => asker.audited("override", &named, done),
-        Action::DeleteStatusOverride => asker.audited("override-drop", &named, done),
     }
 }
 

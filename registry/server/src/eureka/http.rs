@@ -243,7 +243,7 @@ impl Call<'_> {
                     Ok(document) => document,
                     Err(refusal) => return refusal,
                 };
-                match batch::apply(self.eureka, self.who, &document) {
+                match batch::apply(self.eureka, self.who, &document).await {
                     Ok(answer) => {
                         let json = Wants {
                             json: true,
@@ -265,23 +265,13 @@ impl Call<'_> {
         }
     }
 
-    fn by(&self, named: &Named, apply: impl FnOnce() -> Done) -> Done {
-        let key = (named.service.clone(), named.id.clone());
-        self.eureka.told_by(self.from, key, apply)
-    }
-
-    /// The same of what is a write: renewals are none.
     fn write(&self, action: &'static str, named: &Named, apply: impl FnOnce() -> Done) -> Done {
-        let done = self.by(named, apply);
+        let done = self.eureka.told_by(self.from, named.key(), apply);
         self.asker().audited(action, named, done)
     }
 
-    /// A word of a client is made where the lease is kept.
     async fn status_word(&self, action: &'static str, named: &Named, word: StatusWord) -> Done {
-        let done = match self.from {
-            Via::Client => self.eureka.status_word(named, word).await,
-            Via::Peer => self.by(named, || self.eureka.status_word_here(named, word)),
-        };
+        let done = self.eureka.status_word(named, word, self.from).await;
         self.asker().audited(action, named, done)
     }
 
@@ -294,7 +284,7 @@ impl Call<'_> {
                 Done::Bad(why.to_owned())
             }
             ["apps", app, id] => match Named::new(app, id) {
-                Some(named) => self.by(&named, || self.eureka.heartbeat(&named, dirty, self.from)),
+                Some(named) => self.eureka.heartbeat(&named, dirty, self.from).await,
                 None => Done::Unknown,
             },
             ["apps", app, id, "status"] => {

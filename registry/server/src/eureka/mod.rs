@@ -31,6 +31,7 @@
 mod answer;
 mod asked;
 mod batch;
+mod beside;
 mod config;
 mod feed;
 mod http;
@@ -62,6 +63,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 #[cfg(test)]
 pub(crate) use self::request::document;
+pub(crate) use self::{beside::Beside, names::service, request::segments, word::turned};
 pub use self::{config::EurekaConfig, word::StatusWord};
 use self::{
     feed::Feed,
@@ -69,7 +71,6 @@ use self::{
     peers::Peers,
     view::{Answers, Asked, Of},
 };
-pub(crate) use self::{names::service, request::segments};
 use crate::{catalogue::Catalogue, server::Shared};
 
 /// The name of what is kept beside a record.
@@ -97,6 +98,9 @@ pub struct Eureka {
 impl Eureka {
     /// Follows `shared` from now on. `config` has been validated.
     pub fn new(shared: Arc<Shared>, config: &EurekaConfig) -> Arc<Self> {
+        if !config.peers.is_empty() {
+            shared.beside.has_peers();
+        }
         // Far apart for two lives and two servers, and far from −1, which means "no deltas".
         let seed = xxh3_64_with_seed(shared.node.as_bytes(), shared.generation);
         Arc::new(Self {

@@ -72,6 +72,14 @@ pub(crate) enum Via {
     Peer,
 }
 
+/// What a heartbeat of an instance that is known says.
+enum Beat {
+    /// That it lives.
+    Heard,
+    /// And that its client has turned from a Eureka beside us to us.
+    Turned,
+}
+
 /// An instance's name in a path or batch.
 pub(crate) struct Named {
     pub(crate) service: ServiceName,
@@ -90,6 +98,10 @@ impl Named {
             raw_id: id.to_owned(),
         })
     }
+
+    pub(crate) fn key(&self) -> Key {
+        (self.service.clone(), self.id.clone())
+    }
 }
 
 impl Eureka {
@@ -103,11 +115,21 @@ impl Eureka {
     }
 
     /// What a client asks for is done; of what a peer asks for it is remembered that it did.
-    pub(crate) fn told_by(&self, via: Via, key: Key, apply: impl FnOnce() -> Done) -> Done {
+    pub(crate) fn told_by<T>(&self, via: Via, key: Key, apply: impl FnOnce() -> T) -> T {
         match via {
             Via::Client => apply(),
-            Via::Peer => self.heard_from_peer(key, apply),
+            Via::Peer => self.shared.heard_beside(key, apply),
         }
+    }
+
+    /// Changes an instance where its lease is kept, whoever says so.
+    async fn edit(&self, named: &Named, edit: Edit, via: Via) -> Done {
+        let (service, id) = (&named.service, &named.id);
+        let edited = match via {
+            Via::Client => self.shared.edit(service, id, edit).await,
+            Via::Peer => self.shared.edit_by_eureka(service, id, edit).await,
+        };
+        edited.map_or_else(Done::from, |_| Done::Ok)
     }
 
     /// POST `/apps/{app}`.
@@ -179,30 +201,35 @@ impl Eureka {
     }
 
     /// PUT `/apps/{app}/{id}`.
-    pub(crate) fn heartbeat(&self, named: &Named, dirty: Option<i64>, from: Via) -> Done {
+    pub(crate) async fn heartbeat(&self, named: &Named, dirty: Option<i64>, from: Via) -> Done {
+        let beat = self.told_by(from, named.key(), || self.beat(named, dirty, from));
+        match beat {
+            Ok(Beat::Heard) => Done::Ok,
+            // From now on we speak for it.
+            Ok(Beat::Turned) => self.edit(named, Edit::Turned, from).await,
+            Err(done) => done,
+        }
+    }
+
+    fn beat(&self, named: &Named, dirty: Option<i64>, from: Via) -> Result<Beat, Done> {
         let Some((record, extra)) = self.find(named) else {
-            return self.unknown();
+            return Err(self.unknown());
         };
         if shown(&record) == InstanceStatus::Unknown {
-            return Done::Unknown;
+            return Err(Done::Unknown);
         }
-        if let Err(refused) = self.shared.renew(&named.service, &named.id, None) {
-            return refused.into();
-        }
+        self.shared.renew(&named.service, &named.id, None)?;
         let known = dirty_of(&record, extra.as_ref());
         match dirty {
-            Some(dirty) if dirty > known => return Done::Unknown,
+            Some(dirty) if dirty > known => return Err(Done::Unknown),
             Some(dirty) if dirty < known && from == Via::Peer => {
                 let held = record::instance(&named.service, &record, Action::Added);
-                return Done::Conflict(Box::new(held));
+                return Err(Done::Conflict(Box::new(held)));
             }
             _ => {}
         }
-        if from == Via::Client && extra.is_some_and(|extra| extra.from_peer) {
-            // It has turned from a Eureka beside us to us: from now on we speak for it.
-            return self.edit(named, |_, extra| extra.from_peer = false);
-        }
-        Done::Ok
+        let turned = from == Via::Client && extra.is_some_and(|extra| extra.from_peer);
+        Ok(if turned { Beat::Turned } else { Beat::Heard })
     }
 
     /// DELETE `/apps/{app}/{id}`.
@@ -218,23 +245,11 @@ impl Eureka {
 
     /// PUT and DELETE `/apps/{app}/{id}/status`. After a DELETE without a word for what comes next,
     /// nobody knows, and the instance registers again.
-    pub(crate) async fn status_word(&self, named: &Named, word: StatusWord) -> Done {
+    pub(crate) async fn status_word(&self, named: &Named, word: StatusWord, via: Via) -> Done {
         if let Some(done) = self.is_said(named, &word) {
             return done;
         }
-        let edit = Edit::Eureka(word);
-        let edited = self.shared.edit(&named.service, &named.id, edit).await;
-        edited.map_or_else(Done::from, |_| Done::Ok)
-    }
-
-    /// The same of a peer, which has told the others itself.
-    pub(crate) fn status_word_here(&self, named: &Named, word: StatusWord) -> Done {
-        if let Some(done) = self.is_said(named, &word) {
-            return done;
-        }
-        let edit = Edit::Eureka(word);
-        let edited = self.shared.edit_here(&named.service, &named.id, edit);
-        edited.map_or_else(Done::from, |_| Done::Ok)
+        self.edit(named, Edit::Eureka(word), via).await
     }
 
     /// The answer to a word that changes nothing.
@@ -260,29 +275,7 @@ impl Eureka {
             return self.unknown();
         }
         let changes = pairs.into_iter().map(|(k, v)| (k, Some(v))).collect();
-        let edit = Edit::Metadata(changes);
-        let (service, id) = (&named.service, &named.id);
-        let done = |merged: Result<_, Refused>| merged.map_or_else(Done::from, |_| Done::Ok);
-        match from {
-            Via::Client => done(self.shared.edit(service, id, edit).await),
-            Via::Peer => self.heard_from_peer((service.clone(), id.clone()), || {
-                done(self.shared.edit_here(service, id, edit))
-            }),
-        }
-    }
-
-    /// Changes a record and what Eureka keeps beside it in one step.
-    fn edit(&self, named: &Named, edit: impl FnOnce(&mut InstanceRecord, &mut Extra)) -> Done {
-        let changed = self.shared.change(&named.service, &named.id, |record| {
-            // Of a v1 instance there is nothing to keep: its words are made when they are asked for.
-            let mut extra = Extra::of(record);
-            let mut nothing = Extra::default();
-            edit(record, extra.as_mut().unwrap_or(&mut nothing));
-            if let Some(extra) = extra {
-                record.dialects.insert(DIALECT.to_owned(), extra.to_text());
-            }
-        });
-        changed.map_or_else(Done::from, |_| Done::Ok)
+        self.edit(named, Edit::Metadata(changes), from).await
     }
 
     fn unknown(&self) -> Done {

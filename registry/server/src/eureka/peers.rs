@@ -22,12 +22,10 @@ mod link;
 mod outbox;
 
 use std::{
-    collections::HashMap,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use parking_lot::Mutex;
 use serde_json::Value;
 
 pub(crate) use self::link::Peer;
@@ -47,25 +45,12 @@ const COLLECT: Duration = Duration::from_millis(500);
 const BATCH: usize = 250;
 /// The longest pause before a peer is tried again. A guess.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// How long it is remembered what a peer has said of an instance that is gone. A guess: many times
-/// what an event takes to arrive.
-const REMEMBER: Duration = Duration::from_secs(60);
-
 /// What is known of the peers.
 #[derive(Debug)]
 pub(crate) struct Peers {
     list: Vec<Peer>,
     heartbeat: Duration,
     seed_timeout: Duration,
-    heard: Mutex<HashMap<Key, Heard>>,
-}
-
-/// A state that came from a peer.
-#[derive(Debug, Clone, Copy)]
-struct Heard {
-    at: Instant,
-    /// `None` while it is being applied.
-    state: Option<u64>,
 }
 
 impl Peers {
@@ -76,54 +61,7 @@ impl Peers {
             list: list.collect(),
             heartbeat: config.peer_heartbeat.0,
             seed_timeout: config.seed_timeout.0,
-            heard: Mutex::default(),
         }
-    }
-}
-
-impl Eureka {
-    /// The state of an instance as a number: 0 if it is not live.
-    fn state_of(&self, key: &Key) -> u64 {
-        let catalogue = self.shared.catalogue();
-        match catalogue.get(&key.0, &key.1).map(|record| &record.body) {
-            Some(crate::catalogue::Body::Live(live)) => {
-                xxhash_rust::xxh3::xxh3_64(live.text().as_bytes()).max(1)
-            }
-            _ => 0,
-        }
-    }
-
-    /// Applies what a peer says and remembers that it did.
-    pub(crate) fn heard_from_peer(&self, key: Key, apply: impl FnOnce() -> Done) -> Done {
-        if self.peers.list.is_empty() {
-            return apply();
-        }
-        let heard = |state| Heard { at: now(), state };
-        // Before the change can be seen, or it could be sent back before it is marked.
-        self.peers.heard.lock().insert(key.clone(), heard(None));
-        let done = apply();
-        let state = self.state_of(&key);
-        self.peers.heard.lock().insert(key, heard(Some(state)));
-        done
-    }
-
-    /// Whether the present state of an instance came from a peer; `None` if that is not known yet.
-    fn is_heard(&self, key: &Key) -> Option<bool> {
-        match self.peers.heard.lock().get(key) {
-            None => Some(false),
-            Some(Heard { state: None, .. }) => None,
-            Some(Heard {
-                state: Some(state), ..
-            }) => Some(*state == self.state_of(key)),
-        }
-    }
-
-    fn forget_heard(&self) {
-        let catalogue = self.shared.catalogue();
-        self.peers.heard.lock().retain(|(service, id), heard| {
-            let recent = now().saturating_duration_since(heard.at) < REMEMBER;
-            recent || catalogue.live_record(service, id).is_some()
-        });
     }
 }
 
@@ -208,7 +146,7 @@ async fn talk(eureka: &Arc<Eureka>, peer: &Peer) {
         if now() >= next_beat {
             next_beat = now() + eureka.peers.heartbeat;
             outbox.queue_heartbeats();
-            eureka.forget_heard();
+            eureka.shared.forget_heard_beside();
         }
         while let Some(batch) = outbox.next_batch(BATCH) {
             let sent = link.batch(&batch.items).await;

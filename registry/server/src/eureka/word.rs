@@ -55,3 +55,11 @@ impl StatusWord {
         }
     }
 }
+
+/// An instance of a Eureka beside us has turned to us: from now on we speak for it.
+pub(crate) fn turned(record: &mut InstanceRecord) {
+    if let Some(mut extra) = Extra::of(record) {
+        extra.from_peer = false;
+        record.dialects.insert(DIALECT.to_owned(), extra.to_text());
+    }
+}

@@ -23,7 +23,11 @@ use selvedge_registry::{
 use serde::{Deserialize, Serialize};
 
 use super::{Incoming, Refused, Shared, shared::now};
-use crate::{catalogue::Record, eureka::StatusWord, replicate::peer::BoxError};
+use crate::{
+    catalogue::Record,
+    eureka::{StatusWord, turned},
+    replicate::peer::BoxError,
+};
 
 /// How long the server that keeps the lease is waited for. A guess: long for one that works.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -42,6 +46,8 @@ pub enum Edit {
     Metadata(BTreeMap<String, Option<String>>),
     /// An operator's word by Eureka's rules.
     Eureka(StatusWord),
+    /// Its client has turned to us from a Eureka beside us.
+    Turned,
 }
 
 impl Edit {
@@ -64,6 +70,7 @@ impl Edit {
                 check_metadata(&instance.metadata).map_err(Refused::Invalid)?;
             }
             Self::Eureka(word) => word.apply(instance),
+            Self::Turned => turned(instance),
         }
         Ok(())
     }
@@ -75,6 +82,9 @@ pub(crate) struct EditQuestion {
     service: ServiceName,
     id: InstanceId,
     edit: Edit,
+    /// A Eureka beside us has said it, and need not be told.
+    #[serde(default)]
+    by_eureka: bool,
 }
 
 /// What became of it.
@@ -104,6 +114,26 @@ impl Shared {
         id: &InstanceId,
         edit: Edit,
     ) -> Result<InstanceRecord, Refused> {
+        self.edit_where_kept(service, id, edit, false).await
+    }
+
+    /// The same of what a Eureka beside us has said: nobody tells it so again.
+    pub(crate) async fn edit_by_eureka(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        edit: Edit,
+    ) -> Result<InstanceRecord, Refused> {
+        self.edit_where_kept(service, id, edit, true).await
+    }
+
+    async fn edit_where_kept(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        edit: Edit,
+        by_eureka: bool,
+    ) -> Result<InstanceRecord, Refused> {
         for _ in 0..MOVES {
             let Some(addr) = self.kept_at(service, id) else {
                 break;
@@ -112,6 +142,7 @@ impl Shared {
                 service: service.clone(),
                 id: id.clone(),
                 edit: edit.clone(),
+                by_eureka,
             };
             let record = match self.edit_at(addr, &question).await {
                 Ok(EditAnswer::Done(record)) => record,
@@ -130,7 +161,22 @@ impl Shared {
             self.accept([Incoming::Instance(Box::new(record))]);
             return Ok(instance);
         }
-        self.edit_here(service, id, edit)
+        self.said_by(by_eureka, (service, id), || {
+            self.edit_here(service, id, edit)
+        })
+    }
+
+    fn said_by<T>(
+        &self,
+        by_eureka: bool,
+        (service, id): (&ServiceName, &InstanceId),
+        edit: impl FnOnce() -> T,
+    ) -> T {
+        if by_eureka {
+            self.heard_beside((service.clone(), id.clone()), edit)
+        } else {
+            edit()
+        }
     }
 
     /// Changes an instance here. Another server's becomes ours.
@@ -180,7 +226,12 @@ impl Shared {
 
     /// A change that came to another server.
     pub(crate) fn edit_for(&self, question: EditQuestion) -> EditAnswer {
-        let EditQuestion { service, id, edit } = question;
+        let EditQuestion {
+            service,
+            id,
+            edit,
+            by_eureka,
+        } = question;
         if self.kept_at(&service, &id).is_some()
             && let Some(record) = self.catalogue().live_record(&service, &id)
         {
@@ -188,7 +239,10 @@ impl Shared {
         }
         let renews = edit.renews();
         let edit = |instance: &mut InstanceRecord| edit.apply(instance);
-        match self.try_change_record(&service, &id, edit) {
+        let edited = self.said_by(by_eureka, (&service, &id), || {
+            self.try_change_record(&service, &id, edit)
+        });
+        match edited {
             Ok(record) => {
                 if renews {
                     self.renew_here(&service, &id);

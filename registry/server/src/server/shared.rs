@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::{doubts::Doubts, passed_on::PassedOn, sweep::Judgement};
 use crate::{
     catalogue::{Catalogue, Clock, Key, NodeId, Store},
+    eureka::Beside,
     gossip::{Member, Members},
     hub::Hub,
     lease::{Leases, LeasesConfig, preserve::SelfPreservation},
@@ -166,6 +167,7 @@ pub struct Shared {
     pub(crate) preservation: ArcSwap<SelfPreservation>,
     pub(crate) passed_on: PassedOn,
     pub(crate) doubts: Doubts,
+    pub(crate) beside: Beside,
     pub(crate) caps: ArcSwap<Caps>,
     pub(crate) wall: WallClock,
     pub(crate) peers: Peers,
@@ -239,6 +241,7 @@ impl Shared {
             preservation: ArcSwap::default(),
             passed_on: PassedOn::default(),
             doubts: Doubts::default(),
+            beside: Beside::default(),
             caps: ArcSwap::default(),
             wall: identity.wall,
             peers: identity.peers,

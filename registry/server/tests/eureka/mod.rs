@@ -2,6 +2,7 @@
 
 mod clients;
 mod http;
+mod keeper;
 mod peers;
 mod rest;
 mod strict;

@@ -42,13 +42,13 @@ struct Told {
 
 /// A Eureka beside us, at an address.
 #[derive(Clone)]
-struct StandIn {
+pub(super) struct StandIn {
     addr: SocketAddr,
     told: Arc<Mutex<Told>>,
 }
 
 impl StandIn {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let stand_in = Self {
             addr: listener.local_addr().expect("bound"),
@@ -74,7 +74,7 @@ impl StandIn {
 
     /// What it was told of `id`: its actions with the status that each came with, in order, the
     /// same heartbeat once.
-    fn of(&self, id: &str) -> Vec<String> {
+    pub(super) fn of(&self, id: &str) -> Vec<String> {
         let told = self.told.lock();
         let items = told.items.iter().filter(|item| item["id"] == id);
         let mut words: Vec<String> = items
@@ -88,7 +88,7 @@ impl StandIn {
     }
 
     /// Until the last that it was told of `id` is this; heartbeats after it aside.
-    async fn is_told(&self, id: &str, want: &[&str]) {
+    pub(super) async fn is_told(&self, id: &str, want: &[&str]) {
         let is_heartbeat = |word: &str| word.starts_with("Heartbeat");
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         loop {
@@ -108,7 +108,7 @@ impl StandIn {
         }
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("http://joe:s3cret@{}/eureka/", self.addr)
     }
 }
@@ -180,7 +180,7 @@ fn check(item: &Value) {
 }
 
 /// A server that has these beside it.
-fn beside(node: &str, peers: &[String]) -> RegistryConfig {
+pub(super) fn beside(node: &str, peers: &[String]) -> RegistryConfig {
     let mut config = support::config(node, &[]);
     config.eureka.peers = peers.to_vec();
     config.eureka.peer_heartbeat = "300ms".parse().expect("unit");

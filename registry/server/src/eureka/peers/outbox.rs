@@ -111,7 +111,7 @@ impl Outbox {
             let Some(key) = self.changed.pop_first() else {
                 break;
             };
-            match self.eureka.is_heard(&key) {
+            match self.eureka.shared.is_heard_beside(&key) {
                 Some(false) => self.add_change(&mut batch, key),
                 Some(true) => {
                     self.told.remove(&key);
