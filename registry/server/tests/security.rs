@@ -400,6 +400,13 @@ async fn certificates_that_cannot_be_used_are_a_message_at_the_start() {
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
+impl Lines {
+    fn text(&self) -> String {
+        let lines = self.0.lock().expect("not poisoned").clone();
+        String::from_utf8(lines).expect("UTF-8")
+    }
+}
+
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0
@@ -413,8 +420,26 @@ impl Write for Lines {
     }
 }
 
-#[tokio::test]
-async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret() {
+/// The lines of the audit log: who did what to what, and what came of it.
+fn audited(text: &str) -> Vec<String> {
+    let lines = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    let audit = lines.filter(|line: &serde_json::Value| line["target"] == "audit");
+    let told = audit.map(|line| {
+        let of = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+        let (client, action, outcome) = (of("client"), of("action"), &line["outcome"]);
+        let from = of("from");
+        assert!(from.starts_with("127.0.0.1:"), "{line}");
+        let method = line["method"].as_str().map(|method| format!("{method} "));
+        let (method, subject) = (method.unwrap_or_default(), of("subject"));
+        format!("{client} {action} {method}{subject} {outcome}")
+    });
+    told.collect()
+}
+
+/// Every line that this thread logs from now on.
+fn logged() -> (Lines, tracing::subscriber::DefaultGuard) {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -423,7 +448,12 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
         .with_max_level(tracing::Level::TRACE)
         .with_writer(move || writer.clone())
         .finish();
-    let _for_this_thread = tracing::subscriber::set_default(subscriber);
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
+#[tokio::test]
+async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret() {
+    let (lines, _for_this_thread) = logged();
     let mut config = secured("n1", &[]);
     // Nobody there: what is said of it, and of its URL, is looked at.
     config.eureka.peers = vec![format!("http://joe:{IN_A_URL}@127.0.0.1:9/eureka")];
@@ -464,36 +494,19 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
         {"appName":"A","id":"h","action":"Cancel"}]}"#;
     let path = "/eureka/peerreplication/batch/";
     by(OPERATE, &server, ("POST", path), batch).await;
-    let text = String::from_utf8(lines.0.lock().expect("lines").clone()).expect("UTF-8");
-    let audit: Vec<serde_json::Value> = text
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .filter(|line: &serde_json::Value| line["target"] == "audit")
-        .collect();
-    let told: Vec<String> = audit
-        .iter()
-        .map(|line| {
-            let of = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
-            format!(
-                "{} {} {} {}",
-                of("client"),
-                of("action"),
-                of("subject"),
-                line["outcome"]
-            )
-        })
-        .collect();
+    let text = lines.text();
+    let told = audited(&text);
     let want = [
         "orders-team register orders/i1 200",
-        "reader refused /v1/services/orders/instances/i1 403",
-        "unknown refused /v1/services/orders/instances/i1 401",
-        "anonymous refused /v1/services/orders/instances/i1 401",
+        "reader refused DELETE /v1/services/orders/instances/i1 403",
+        "unknown refused DELETE /v1/services/orders/instances/i1 401",
+        "anonymous refused DELETE /v1/services/orders/instances/i1 401",
         "operator policy orders 201",
         "orders-team register shop-cart/h:1 200",
         "orders-team metadata shop-cart/h:1 200",
         "operator override shop-cart/h:1 200",
         "operator override-drop shop-cart/h:1 200",
-        "orders-team refused /eureka/apps/SHOP_CART/h:1/status 403",
+        "orders-team refused DELETE /eureka/apps/SHOP_CART/h:1/status 403",
         "orders-team deregister shop-cart/h:1 200",
         "orders-team deregister shop-cart/h:1 404",
         "operator register a/h 200",
@@ -510,4 +523,179 @@ async fn writes_are_audited_and_nothing_that_is_logged_or_dumped_holds_a_secret(
             assert!(!shown.contains(token), "{token}");
         }
     }
+}
+
+/// Token, method, path and body; the status, and the lines after who it was.
+type Row<'a> = (&'a str, &'a str, &'a str, &'a str, u16, &'a [&'a str]);
+
+#[tokio::test]
+async fn a_write_that_is_refused_is_in_the_audit_log_whatever_is_wrong_with_it() {
+    let (lines, _for_this_thread) = logged();
+    let mut config = secured("n1", &[]);
+    config.limits.requests.burst = 60;
+    config.limits.requests.count = 1;
+    config.limits.requests.per = std::time::Duration::from_secs(3_600);
+    let server = serving(&config).await;
+    let (i1, orders) = ("/v1/services/orders/instances/i1", "/eureka/apps/ORDERS");
+    let sub = |rest: &str| format!("{i1}/{rest}");
+    let long = format!("/v1/services/{}", "a".repeat(400));
+    let good = r#"{"addr":"10.0.0.1:80","ttl":"30s"}"#;
+    let huge = format!(
+        r#"{{"addr":"10.0.0.1:80","metadata":{{"k":"{}"}}}}"#,
+        "v".repeat(70_000)
+    );
+    let batch = r#"{"replicationList":[{"action":"Register"},{"appName":"A","id":"h",
+        "action":"Register","instanceInfo":{"hostName":"h"}},{"appName":"A","id":"h",
+        "action":"Register"},{"appName":"A","id":"h","action":"Heartbeat"}]}"#;
+    let rows: [Row<'_>; 22] = [
+        (OPERATE, "PUT", i1, "{", 400, &["refused PUT {} 400"]),
+        (
+            OPERATE,
+            "PUT",
+            i1,
+            r#"{"addr":"10.0.0.1:80","ttl":"0s"}"#,
+            400,
+            &["refused PUT {} 400"],
+        ),
+        (OPERATE, "PUT", i1, &huge, 413, &["refused PUT {} 413"]),
+        (OPERATE, "POST", i1, "", 405, &["refused POST {} 405"]),
+        (
+            OPERATE,
+            "PUT",
+            "/v1/services/Orders/instances/i1",
+            good,
+            400,
+            &["refused PUT {} 400"],
+        ),
+        (
+            OPERATE,
+            "PUT",
+            &sub("status"),
+            r#"{"status":"UPP"}"#,
+            400,
+            &["refused PUT {} 400"],
+        ),
+        (
+            OPERATE,
+            "PUT",
+            &sub("override"),
+            "[]",
+            400,
+            &["refused PUT {} 400"],
+        ),
+        (
+            OPERATE,
+            "DELETE",
+            &sub("override"),
+            "",
+            404,
+            &["override-drop orders/i1 404"],
+        ),
+        (
+            OPERATE,
+            "PATCH",
+            &sub("metadata"),
+            "7",
+            400,
+            &["refused PATCH {} 400"],
+        ),
+        (
+            OPERATE,
+            "PUT",
+            "/v1/policies/orders",
+            r#"{"bulkhead":-1}"#,
+            400,
+            &["refused PUT {} 400"],
+        ),
+        (
+            OPERATE,
+            "DELETE",
+            "/v1/policies/orders",
+            "",
+            404,
+            &["policy-delete orders 404"],
+        ),
+        (
+            OPERATE,
+            "POST",
+            "/v1/nowhere",
+            "",
+            404,
+            &["refused POST {} 404"],
+        ),
+        (READ, "PUT", &long, "", 403, &["refused PUT {} 403"]),
+        (ORDERS, "POST", orders, "{", 400, &["refused POST {} 400"]),
+        (
+            ORDERS,
+            "POST",
+            orders,
+            r#"{"instance":{"hostName":"h"}}"#,
+            400,
+            &["refused POST {} 400"],
+        ),
+        (
+            OPERATE,
+            "PUT",
+            "/eureka/apps/ORDERS/i1/status?value=UPP",
+            "",
+            404,
+            &["refused PUT /eureka/apps/ORDERS/i1/status 404"],
+        ),
+        (
+            OPERATE,
+            "PUT",
+            "/eureka/asg/x/status?value=DISABLED",
+            "",
+            400,
+            &["refused PUT /eureka/asg/x/status 400"],
+        ),
+        (
+            OPERATE,
+            "POST",
+            "/eureka/peerreplication/batch/",
+            "{}",
+            400,
+            &["refused POST {} 400"],
+        ),
+        (
+            OPERATE,
+            "POST",
+            "/eureka/peerreplication/batch/",
+            batch,
+            200,
+            &["replication - 500", "register a/h 400", "register a/h 500"],
+        ),
+        // What is no write: renewals that find nobody or are not understood, and questions.
+        (OPERATE, "PUT", &sub("lease"), "", 404, &[]),
+        (OPERATE, "POST", "/v1/leases", "{", 400, &[]),
+        (OPERATE, "GET", "/v1/services/Orders", "", 400, &[]),
+    ];
+    for (token, method, path, body, status, want) in rows {
+        let before = audited(&lines.text()).len();
+        let answer = by(token, &server, (method, path), body).await;
+        assert_eq!(answer.status, status, "{method} {path} {body:.60}");
+        let told = audited(&lines.text()).split_off(before);
+        let who = match token {
+            READ => "reader",
+            ORDERS => "orders-team",
+            _ => "operator",
+        };
+        let shown = &path[..path.len().min(256)];
+        let want: Vec<String> = want
+            .iter()
+            .map(|line| format!("{who} {}", line.replace("{}", shown)))
+            .collect();
+        assert_eq!(told, want, "{method} {path} {body:.60}");
+    }
+    // And who asks too often.
+    let mut last = String::new();
+    for _ in 0..100 {
+        if by(ORDERS, &server, ("PUT", i1), good).await.status == 429 {
+            last = audited(&lines.text()).pop().expect("a line");
+            break;
+        }
+    }
+    assert_eq!(last, format!("orders-team refused PUT {i1} 429"));
+    // Not a word of what was sent.
+    assert!(!lines.text().contains("10.0.0.1:80"), "{}", lines.text());
 }

@@ -154,42 +154,67 @@ async fn metrics(State(metrics): State<Metrics>) -> Response {
     ([(header::CONTENT_TYPE, kind)], metrics.text()).into_response()
 }
 
+/// Answers, or refuses; a change that is refused is in the audit log (tracing target `audit`), as one
+/// that is made is.
 async fn guard(State(rules): State<Arc<Rules>>, request: Request, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let Err(refusal) = may(&rules, &request, reads) else {
+        return next.run(request).await;
+    };
+    if !reads {
+        // A path may be as long as a head; it is ASCII.
+        let path = request.uri().path();
+        tracing::info!(
+            target: "audit",
+            client = "unknown",
+            action = "refused",
+            method = %request.method(),
+            subject = path.get(..256).unwrap_or(path),
+            outcome = refusal.status().as_u16(),
+            "write"
+        );
+    }
+    *refusal
+}
+
+fn may(rules: &Rules, request: &Request, reads: bool) -> Result<(), Box<Response>> {
     let headers = request.headers();
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())
         .unwrap_or_default();
     if rules.loopback && !is_address(host) {
-        return problem(
+        return Err(problem(
             StatusCode::FORBIDDEN,
             "host",
             "the admin port is reached by address or as localhost",
-        );
+        )
+        .into());
     }
     if headers.contains_key(header::ORIGIN) {
-        return problem(
+        return Err(problem(
             StatusCode::FORBIDDEN,
             "origin",
             "the admin port is not for web pages of other origins",
-        );
+        )
+        .into());
     }
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     if reads && rules.loopback {
-        return next.run(request).await;
+        return Ok(());
     }
     let Some(token) = &rules.token else {
-        return problem(
+        return Err(problem(
             StatusCode::FORBIDDEN,
             "no-token",
             "no admin token is configured, so nothing can be changed here",
-        );
+        )
+        .into());
     };
     let given = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     if given.is_some_and(|given| same(given, token.expose().as_bytes())) {
-        return next.run(request).await;
+        return Ok(());
     }
     let mut refusal = problem(
         StatusCode::UNAUTHORIZED,
@@ -200,7 +225,7 @@ async fn guard(State(rules): State<Arc<Rules>>, request: Request, next: Next) ->
         header::WWW_AUTHENTICATE,
         header::HeaderValue::from_static("Bearer"),
     );
-    refusal
+    Err(refusal.into())
 }
 
 /// Whether `host` is an address or `localhost`, with or without a port.

@@ -91,15 +91,9 @@ pub(super) async fn guard(
         .auth
         .who(authorization.map(HeaderValue::as_bytes), &peer.names);
     let (need, renewal) = need(request.method(), request.uri().path());
-    let writes = !matches!(need, Need::Open | Need::Read);
+    let asked = Asked::of(&request, &need);
     let Ok(caller) = caller else {
-        if writes {
-            let who = Who {
-                caller: api.auth.unknown(),
-                from: peer.addr,
-            };
-            who.wrote("refused", shown(&request), 401);
-        }
+        asked.refused(&Who::new(api.auth.unknown(), peer.addr), 401);
         return unauthorized("the token is nobody's");
     };
     let may = match &need {
@@ -110,38 +104,53 @@ pub(super) async fn guard(
         Need::Operate => caller.may_operate(),
         Need::Peer => caller.is_peer(),
     };
-    let who = Who {
-        caller,
-        from: peer.addr,
-    };
+    let who = Who::new(caller, peer.addr);
     if !may {
-        if writes {
-            let outcome = if who.caller.is_anonymous() { 401 } else { 403 };
-            who.wrote("refused", shown(&request), outcome);
-        }
+        let outcome = if who.caller.is_anonymous() { 401 } else { 403 };
+        asked.refused(&who, outcome);
         return forbidden(&who, &need);
     }
     if !renewal {
         let client = client(&who);
         let now = tokio::time::Instant::now().into_std();
         if let Err(wait) = api.per_client.request(&client, now) {
+            asked.refused(&who, 429);
             let title = "this client asks more often than it may";
             return Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate-limit", title)
                 .retry_after(wait)
                 .into_response();
         }
     }
-    request.extensions_mut().insert(who);
+    request.extensions_mut().insert(who.clone());
     let mut response = next.run(request).await;
+    let status = response.status();
+    let fails = status.is_client_error() || status.is_server_error();
+    if fails && !renewal && !who.has_written() {
+        asked.refused(&who, status.as_u16());
+    }
     api.say_how_far_to_believe(response.headers_mut());
     response
 }
 
-/// The path of a refused write, short enough for a log.
-fn shown(request: &Request) -> &str {
-    let path = request.uri().path();
-    // A path is ASCII.
-    path.get(..256).unwrap_or(path)
+/// What a write that is refused is called in the audit log.
+struct Asked(Option<(Method, String)>);
+
+impl Asked {
+    fn of(request: &Request, need: &Need) -> Self {
+        let writes = !matches!(need, Need::Open | Need::Read);
+        Self(writes.then(|| {
+            let path = request.uri().path();
+            // Short enough for a log; a path is ASCII.
+            let path = path.get(..256).unwrap_or(path);
+            (request.method().clone(), path.to_owned())
+        }))
+    }
+
+    fn refused(&self, who: &Who, outcome: u16) {
+        if let Some((method, path)) = &self.0 {
+            who.was_refused(method.as_str(), path, outcome);
+        }
+    }
 }
 
 /// Whose rate and whose watches are counted: a name, or else an address.

@@ -105,7 +105,11 @@ async fn verify(
 ) -> Response {
     let Verify { incoming, outgoing } = match body {
         Ok(Json(verify)) => verify,
-        Err(error) => return problem(StatusCode::BAD_REQUEST, "gossip-verify", &error.body_text()),
+        Err(error) => {
+            let status = StatusCode::BAD_REQUEST;
+            operator_wrote("gossip-verify", &"-", status.as_u16());
+            return problem(status, "gossip-verify", &error.body_text());
+        }
     };
     let subject = format!("incoming={incoming},outgoing={outgoing}");
     answer(keys.verify(incoming, outgoing), "gossip-verify", &subject)
@@ -245,25 +249,31 @@ mod tests {
         let written: Vec<&str> = said
             .lines()
             .filter_map(|line| {
-                line.split_once("audit: write client=\"admin\" action=")?
-                    .1
-                    .into()
+                let said = line.split_once("audit: write client=")?.1;
+                said.strip_prefix("\"admin\" action=").or(Some(said))
             })
             .collect();
         let of = |action: &str, subject: &str, outcome: u16| {
             format!("\"{action}\" subject={subject} outcome={outcome}")
         };
+        let refused = |method: &str, path: &str| {
+            let who = "\"unknown\" action=\"refused\"";
+            format!("{who} method={method} subject=\"{path}\" outcome=401")
+        };
         let want = [
+            refused("POST", "/gossip/keys"),
             of("gossip-key-use", &new_id, 404),
             of("gossip-key-install", "-", 400),
             of("gossip-key-install", "-", 400),
             of("gossip-key-install", &new_id, 201),
             of("gossip-key-install", &new_id, 201),
             of("gossip-key-remove", &old_id, 409),
+            refused("PUT", &use_new),
             of("gossip-key-use", &new_id, 204),
             of("gossip-key-remove", &old_id, 204),
             of("gossip-key-remove", &old_id, 404),
             of("gossip-key-remove", "-", 404),
+            of("gossip-verify", "-", 400),
             of("gossip-verify", "incoming=false,outgoing=true", 204),
         ];
         assert_eq!(written, want, "{said}");
