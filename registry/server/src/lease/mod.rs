@@ -27,10 +27,10 @@ pub mod clock;
 pub mod config;
 mod moved;
 pub mod preserve;
+mod shard;
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -44,50 +44,15 @@ use selvedge_registry::{InstanceId, ServiceName};
 pub use self::{clock::LeaseClock, config::LeasesConfig};
 use crate::{
     catalogue::{Key, name_hash},
-    lease::{moved::Moved, preserve::ZoneLeases},
+    lease::{
+        moved::Moved,
+        preserve::ZoneLeases,
+        shard::{Lease, Shard, Stage, Zone},
+    },
 };
 
 /// Locks: so many that two renewals at once rarely want the same.
 const SHARDS: usize = 64;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Fresh,
-    Late,
-    Overdue,
-    WrittenOff,
-}
-
-#[derive(Debug)]
-struct Lease {
-    deadline: u64,
-    /// When its timer goes off. Older timers of it are void.
-    timer: u64,
-    ttl: u32,
-    stage: Stage,
-    incarnation: u64,
-    zone: Arc<Zone>,
-    /// Kept for a server that is gone.
-    guarded: bool,
-    /// The server that passed the last renewals on, by hash, and how many in a row.
-    via: (u32, u8),
-}
-
-#[derive(Debug)]
-struct Zone {
-    name: Arc<str>,
-    leases: AtomicUsize,
-    expected: AtomicUsize,
-    late: AtomicUsize,
-    overdue: AtomicUsize,
-}
-
-#[derive(Debug, Default)]
-struct Shard {
-    leases: HashMap<Key, Lease>,
-    timers: BinaryHeap<Reverse<(u64, Key)>>,
-    overdue: HashSet<Key>,
-}
 
 /// What a lease is given for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,107 +116,6 @@ pub struct Leases {
     len: AtomicUsize,
 }
 
-impl Lease {
-    fn late_at(&self, ttl: u64) -> u64 {
-        self.deadline.saturating_sub(ttl / 4)
-    }
-
-    /// Takes it out of its zone's count of where it stands.
-    fn uncount(&self) {
-        let zone = &self.zone;
-        zone.leases.fetch_sub(1, Ordering::Relaxed);
-        if self.stage != Stage::WrittenOff {
-            zone.expected.fetch_sub(1, Ordering::Relaxed);
-        }
-        if matches!(self.stage, Stage::Late | Stage::Overdue) {
-            zone.late.fetch_sub(1, Ordering::Relaxed);
-        }
-        if matches!(self.stage, Stage::Overdue | Stage::WrittenOff) {
-            zone.overdue.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    fn count(&self) {
-        let zone = &self.zone;
-        zone.leases.fetch_add(1, Ordering::Relaxed);
-        if self.stage != Stage::WrittenOff {
-            zone.expected.fetch_add(1, Ordering::Relaxed);
-        }
-        if matches!(self.stage, Stage::Late | Stage::Overdue) {
-            zone.late.fetch_add(1, Ordering::Relaxed);
-        }
-        if matches!(self.stage, Stage::Overdue | Stage::WrittenOff) {
-            zone.overdue.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn enter(&mut self, stage: Stage) {
-        self.uncount();
-        self.stage = stage;
-        self.count();
-    }
-}
-
-impl Shard {
-    /// Sets the lease's deadline, and its timer if that would go off too late.
-    fn extend(&mut self, key: &Key, deadline: u64) {
-        let Some(lease) = self.leases.get_mut(key) else {
-            return;
-        };
-        lease.deadline = deadline;
-        match lease.stage {
-            Stage::Fresh => {}
-            Stage::Late => lease.enter(Stage::Fresh),
-            Stage::Overdue | Stage::WrittenOff => {
-                lease.enter(Stage::Fresh);
-                self.overdue.remove(key);
-            }
-        }
-        let due = lease.late_at(u64::from(lease.ttl));
-        if due < lease.timer {
-            lease.timer = due;
-            self.timers.push(Reverse((due, key.clone())));
-        }
-    }
-
-    fn remove(&mut self, key: &Key) -> Option<Lease> {
-        let lease = self.leases.remove(key)?;
-        lease.uncount();
-        self.overdue.remove(key);
-        Some(lease)
-    }
-
-    /// The timer of `key` has gone off.
-    fn look_at(&mut self, key: &Key, timer: u64, now: u64, score: u64, rebase_after: u64) {
-        let Some(lease) = self.leases.get_mut(key) else {
-            return;
-        };
-        if lease.timer != timer {
-            return;
-        }
-        let ttl = u64::from(lease.ttl);
-        // A slow server trusts its own impatience less.
-        let over = lease.deadline + ttl * score;
-        let (stage, next) = if now < lease.late_at(ttl) {
-            (Stage::Fresh, lease.late_at(ttl))
-        } else if now < over {
-            (Stage::Late, over)
-        } else if now < over + rebase_after {
-            (Stage::Overdue, over + rebase_after)
-        } else {
-            (Stage::WrittenOff, u64::MAX)
-        };
-        lease.enter(stage);
-        lease.timer = next;
-        if matches!(stage, Stage::Overdue | Stage::WrittenOff) {
-            self.overdue.insert(key.clone());
-        }
-        if next != u64::MAX {
-            self.timers.push(Reverse((next, key.clone())));
-        }
-    }
-}
-
 impl Leases {
     /// None yet.
     pub fn new(now: Instant, config: &LeasesConfig) -> Self {
@@ -279,15 +143,7 @@ impl Leases {
             return Arc::clone(zone);
         }
         let name: Arc<str> = name.into();
-        let zone = || {
-            Arc::new(Zone {
-                name: Arc::clone(&name),
-                leases: AtomicUsize::new(0),
-                expected: AtomicUsize::new(0),
-                late: AtomicUsize::new(0),
-                overdue: AtomicUsize::new(0),
-            })
-        };
+        let zone = || Arc::new(Zone::new(Arc::clone(&name)));
         let mut zones = self.zones.write();
         Arc::clone(zones.entry(Arc::clone(&name)).or_insert_with(zone))
     }
@@ -479,17 +335,7 @@ impl Leases {
         let score = u64::from(self.clock.score());
         self.moved.advance(now);
         for shard in &self.shards {
-            let mut shard = shard.lock();
-            while shard
-                .timers
-                .peek()
-                .is_some_and(|Reverse((due, _))| *due <= now)
-            {
-                let Some(Reverse((timer, key))) = shard.timers.pop() else {
-                    break;
-                };
-                shard.look_at(&key, timer, now, score, self.rebase_after);
-            }
+            shard.lock().advance(now, score, self.rebase_after);
         }
     }
 
@@ -498,14 +344,7 @@ impl Leases {
         let zones = self.zones.read();
         let mut zones: Vec<_> = zones
             .values()
-            .map(|zone| ZoneLeases {
-                zone: Arc::clone(&zone.name),
-                leases: zone.leases.load(Ordering::Relaxed),
-                expected: zone.expected.load(Ordering::Relaxed),
-                late: zone.late.load(Ordering::Relaxed),
-                overdue: zone.overdue.load(Ordering::Relaxed),
-                active: false,
-            })
+            .map(|zone| zone.counted())
             .filter(|zone| zone.leases > 0)
             .collect();
         zones.sort_by(|a, b| a.zone.cmp(&b.zone));
