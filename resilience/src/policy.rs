@@ -13,7 +13,7 @@ use crate::{
     breaker::BreakerConfig,
     bulkhead::BulkheadConfig,
     coalesce::CoalesceConfig,
-    config::{Millis, PolicyError, Rate, ensure},
+    config::{AT_MOST, Field, Millis, PolicyError, Rate, ensure, ensure_order},
     fallback::FallbackConfig,
     fault::FaultConfig,
     hedge::HedgeConfig,
@@ -132,9 +132,16 @@ impl Timeouts {
             per_try,
             "more than \"0s\"",
         )?;
-        let total = format!("at most request = {}", self.request);
-        let fits = self.total().is_none_or(|total| per_try.0 <= total);
-        ensure(fits, "backendRequest", per_try, &total)
+        ensure_order(
+            self.total().is_none_or(|total| per_try.0 <= total),
+            Field {
+                name: "backendRequest",
+                value: per_try,
+                is_default: false,
+            },
+            Field::new("request", self.request, Self::default().request),
+            AT_MOST,
+        )
     }
 }
 
@@ -162,10 +169,8 @@ impl TrafficPolicy {
             breaker.validate().map_err(|e| e.within("breaker"))?;
         }
         if let Some(hedge) = &self.hedge {
-            hedge
-                .validate()
-                .and_then(|()| hedge.fits(self.timeouts.backend_request))
-                .map_err(|e| e.within("hedge"))?;
+            hedge.validate().map_err(|e| e.within("hedge"))?;
+            hedge.fits(self.timeouts.backend_request)?;
         }
         if let Some(throttle) = &self.throttle {
             throttle.validate().map_err(|e| e.within("throttle"))?;
@@ -248,12 +253,9 @@ mod tests {
             ),
             (
                 "retry = { cost = { tokens = 4, retry = 5 } }",
-                "retry.cost.retry",
+                "retry.cost.tokens",
             ),
-            (
-                "retry = { cost = { tokens = 9 } }",
-                "retry.cost.after_timeout",
-            ),
+            ("retry = { cost = { tokens = 9 } }", "retry.cost.tokens"),
             (
                 "concurrency = { algorithm = { gradient = { measure_limit = 201 } } }",
                 "concurrency.algorithm.gradient.measure_limit",
@@ -292,6 +294,129 @@ mod tests {
             let error = policy.validate().expect_err(text);
             assert_eq!(error.path, path, "{text}");
             assert!(error.to_string().contains(&error.allowed), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_default_that_does_not_fit_is_named_as_one() {
+        let cases = [
+            (
+                r#"breaker = { open_for = "2m" }"#,
+                "breaker.open_for = 2m cannot work: at most open_for_max = 1m, the default: \
+                 set open_for_max too",
+            ),
+            (
+                r#"breaker = { open_for_max = "1s" }"#,
+                "breaker.open_for_max = 1s cannot work: at least open_for = 5s, the default: set \
+                 open_for too",
+            ),
+            (
+                r#"breaker = { open_for = "9s", open_for_max = "8s" }"#,
+                "breaker.open_for = 9s cannot work: at most open_for_max = 8s",
+            ),
+            (
+                r#"outlier = { eject = "10m" }"#,
+                "outlier.eject = 10m cannot work: at most eject_max = 5m, the default: set \
+                 eject_max too",
+            ),
+            (
+                r#"outlier = { eject_max = "1s" }"#,
+                "outlier.eject_max = 1s cannot work: at least eject = 30s, the default: set eject \
+                 too",
+            ),
+            (
+                r#"hedge = { min_delay = "3s" }"#,
+                "hedge.min_delay = 3s cannot work: at most max_delay = 2s, the default: set \
+                 max_delay too",
+            ),
+            (
+                r#"hedge = { max_delay = "500us" }"#,
+                "hedge.max_delay = 500us cannot work: at least min_delay = 1ms, the default: set \
+                 min_delay too",
+            ),
+            (
+                r#"
+                timeouts = { backendRequest = "1ms" }
+                hedge = {}
+                "#,
+                "timeouts.backendRequest = 1ms cannot work: more than hedge.min_delay = 1ms, the \
+                 default: set hedge.min_delay too",
+            ),
+            (
+                r#"timeouts = { backendRequest = "20s" }"#,
+                "timeouts.backendRequest = 20s cannot work: at most request = 15s, the default: \
+                 set request too",
+            ),
+            (
+                "retry = { cost = { tokens = 9 } }",
+                "retry.cost.tokens = 9 cannot work: at least after_timeout = 10, the default: set \
+                 after_timeout too",
+            ),
+            (
+                "retry = { cost = { retry = 501 } }",
+                "retry.cost.retry = 501 cannot work: at most tokens = 500, the default: set tokens \
+                 too",
+            ),
+            (
+                r#"concurrency = { drop_after = "100us" }"#,
+                "concurrency.drop_after = 100us cannot work: more than min_rtt = 100us, the default: \
+                 set min_rtt too",
+            ),
+            (
+                "concurrency = { max = 2, algorithm = \"gradient\" }",
+                "concurrency.max = 2 cannot work: at least algorithm.gradient.measure_limit = 3, the \
+                 default: set algorithm.gradient.measure_limit too",
+            ),
+            (
+                "concurrency = { algorithm = { vegas = { alpha = 7 } } }",
+                "concurrency.algorithm.vegas.alpha = 7 cannot work: at most vegas.beta = 6, the \
+                 default: set vegas.beta too",
+            ),
+            (
+                "inbound = { concurrency = { min = 9, max = 8 } }",
+                "inbound.concurrency.min = 9 cannot work: at most max = 8",
+            ),
+            (
+                "concurrency = { min = 9, initial = 8 }",
+                "concurrency.min = 9 cannot work: at most initial = 8",
+            ),
+        ];
+        for (text, want) in cases {
+            let policy: TrafficPolicy = toml::from_str(text).expect(text);
+            let error = policy.validate().expect_err(text);
+            assert_eq!(error.to_string(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_written_of_a_limit_follows_what_is() {
+        let cases = [
+            ("", (20, 20, 200)),
+            ("max = 10", (10, 10, 10)),
+            ("max = 30", (20, 20, 30)),
+            ("min = 2", (20, 2, 200)),
+            ("min = 50", (50, 50, 200)),
+            ("min = 500", (500, 500, 500)),
+            ("initial = 5", (5, 5, 200)),
+            ("initial = 300", (300, 20, 300)),
+            ("initial = 5, max = 8", (5, 5, 8)),
+            ("min = 4, max = 8", (8, 4, 8)),
+        ];
+        for bad in ["min = 1000001", "initial = 0"] {
+            let text = format!("concurrency = {{ {bad} }}");
+            let policy: TrafficPolicy = toml::from_str(&text).expect(&text);
+            let error = policy.validate().expect_err(&text).to_string();
+            assert!(
+                error.starts_with(&format!("concurrency.{bad} cannot")),
+                "{error}"
+            );
+        }
+        for (text, want) in cases {
+            let text = format!("concurrency = {{ {text} }}");
+            let policy: TrafficPolicy = toml::from_str(&text).expect(&text);
+            policy.validate().expect(&text);
+            let limit = policy.concurrency.expect("written");
+            assert_eq!((limit.initial, limit.min, limit.max), want, "{text}");
         }
     }
 

@@ -7,24 +7,30 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use super::algorithm::Bounds;
 use crate::{
     bulkhead::QueueConfig,
-    config::{Millis, PolicyError, Ratio, ensure},
+    config::{AT_MOST, Field, LESS, Millis, PolicyError, Ratio, ensure, ensure_order},
     context::Priority,
 };
 
 /// An adaptive limit on calls under way.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// Of `initial`, `min` and `max`, those that a document does not write follow those that it does:
+/// `{ max = 10 }` begins at 10, and may fall no further.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct AdaptiveConfig {
     /// How the limit moves. Default "gradient2".
     pub algorithm: AlgorithmConfig,
-    /// Where it begins. Default 20: Netflix `Gradient2Limit`.
+    /// Where it begins. Default 20, or what is nearest to it between `min` and `max`: Netflix
+    /// `Gradient2Limit`.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub initial: u32,
-    /// It never goes below; at least 1. Default 20: Netflix `Gradient2Limit`.
+    /// It never goes below; at least 1. Default 20, or `initial` or `max` if that is less: Netflix
+    /// `Gradient2Limit`.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub min: u32,
-    /// It never goes above; at most 1 000 000. Default 200: Netflix `Gradient2Limit`.
+    /// It never goes above; at most 1 000 000. Default 200, or `initial` or `min` if that is more:
+    /// Netflix `Gradient2Limit`.
     #[cfg_attr(feature = "schema", schemars(range(min = 1, max = 1_000_000)))]
     pub max: u32,
     /// How long samples are collected before the limit moves. Default "1s": Netflix
@@ -49,6 +55,72 @@ pub struct AdaptiveConfig {
     pub partitions: BTreeMap<String, Ratio>,
     /// What tells a request's class. Default "priority": its `x-priority`.
     pub partition_by: PartitionBy,
+}
+
+/// The document, as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Written {
+    algorithm: AlgorithmConfig,
+    initial: Option<u32>,
+    min: Option<u32>,
+    max: Option<u32>,
+    window: Millis,
+    min_samples: u32,
+    min_rtt: Millis,
+    drop_after: Millis,
+    queue: Option<QueueConfig>,
+    partitions: BTreeMap<String, Ratio>,
+    partition_by: PartitionBy,
+}
+
+impl Default for Written {
+    fn default() -> Self {
+        let config = AdaptiveConfig::default();
+        Self {
+            algorithm: config.algorithm,
+            initial: None,
+            min: None,
+            max: None,
+            window: config.window,
+            min_samples: config.min_samples,
+            min_rtt: config.min_rtt,
+            drop_after: config.drop_after,
+            queue: config.queue,
+            partitions: config.partitions,
+            partition_by: config.partition_by,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AdaptiveConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let it = Written::deserialize(deserializer)?;
+        let default = Self::default();
+        // No further than is allowed: what is refused then is what was written.
+        let most = [it.initial, it.min].into_iter().flatten();
+        let most = || most.fold(default.max, u32::max).min(LIMIT_MAX);
+        let max = it.max.unwrap_or_else(most);
+        let least = [it.initial, it.max].into_iter().flatten();
+        let least = || least.fold(default.min, u32::min).max(1);
+        let min = it.min.unwrap_or_else(least);
+        let initial = it
+            .initial
+            .unwrap_or_else(|| default.initial.min(max).max(min));
+        Ok(Self {
+            algorithm: it.algorithm,
+            initial,
+            min,
+            max,
+            window: it.window,
+            min_samples: it.min_samples,
+            min_rtt: it.min_rtt,
+            drop_after: it.drop_after,
+            queue: it.queue,
+            partitions: it.partitions,
+            partition_by: it.partition_by,
+        })
+    }
 }
 
 /// What tells the class of a request under an adaptive limit with `partitions`.
@@ -112,26 +184,21 @@ impl AdaptiveConfig {
     /// # Errors
     /// [`PolicyError`] with the field, its value and what is allowed.
     pub fn validate(&self) -> Result<(), PolicyError> {
-        ensure(
-            (1..=LIMIT_MAX).contains(&self.max),
-            "max",
-            self.max,
-            "1 to 1000000",
-        )?;
-        let allowed = format!("1 to max = {}", self.max);
-        ensure(
-            (1..=self.max).contains(&self.min),
-            "min",
-            self.min,
-            &allowed,
-        )?;
-        let allowed = format!("min = {} to max = {}", self.min, self.max);
-        ensure(
-            (self.min..=self.max).contains(&self.initial),
-            "initial",
-            self.initial,
-            &allowed,
-        )?;
+        for (path, limit) in [
+            ("max", self.max),
+            ("min", self.min),
+            ("initial", self.initial),
+        ] {
+            let fits = (1..=LIMIT_MAX).contains(&limit);
+            ensure(fits, path, limit, "1 to 1000000")?;
+        }
+        let default = Self::default();
+        let min = Field::new("min", self.min, default.min);
+        let max = Field::new("max", self.max, default.max);
+        let initial = Field::new("initial", self.initial, default.initial);
+        ensure_order(self.min <= self.max, min, max, AT_MOST)?;
+        ensure_order(self.min <= self.initial, min, initial, AT_MOST)?;
+        ensure_order(self.initial <= self.max, initial, max, AT_MOST)?;
         let positive =
             |name, value: Millis| ensure(!value.0.is_zero(), name, value, "more than \"0s\"");
         positive("window", self.window)?;
@@ -142,19 +209,23 @@ impl AdaptiveConfig {
             self.min_samples,
             "1 to 10000",
         )?;
-        ensure(
+        ensure_order(
             self.min_rtt < self.drop_after,
-            "min_rtt",
-            self.min_rtt,
-            &format!("less than drop_after = {}", self.drop_after),
+            Field::new("min_rtt", self.min_rtt, default.min_rtt),
+            Field::new("drop_after", self.drop_after, default.drop_after),
+            LESS,
         )?;
+        if let AlgorithmConfig::Gradient(gradient) = &self.algorithm {
+            let limit = gradient.measure_limit;
+            let default = GradientConfig::default().measure_limit;
+            let measured = Field::new("algorithm.gradient.measure_limit", limit, default);
+            ensure_order(limit <= self.max, measured, max, AT_MOST)?;
+        }
         if let Some(queue) = &self.queue {
             queue.validate().map_err(|e| e.within("queue"))?;
         }
         self.validate_partitions()?;
-        self.algorithm
-            .validate(self.max)
-            .map_err(|e| e.within("algorithm"))
+        self.algorithm.validate().map_err(|e| e.within("algorithm"))
     }
 
     fn validate_partitions(&self) -> Result<(), PolicyError> {
@@ -392,8 +463,7 @@ impl Default for GradientConfig {
 }
 
 impl AlgorithmConfig {
-    /// `most`: what the limit may grow to.
-    fn validate(&self, most: u32) -> Result<(), PolicyError> {
+    fn validate(&self) -> Result<(), PolicyError> {
         let part = |name: &str, ratio: Ratio, up_to_one: bool| {
             let f = ratio.fraction();
             let fits = f > 0.0 && (f < 1.0 || (up_to_one && f <= 1.0));
@@ -412,8 +482,13 @@ impl AlgorithmConfig {
                 ensure(fits, "cubic.scale", c.scale, "more than 0, at most 1000")
             }
             Self::Vegas(c) => {
-                let allowed = format!("at least alpha = {}", c.alpha);
-                ensure(c.beta >= c.alpha, "vegas.beta", c.beta, &allowed)?;
+                let default = VegasConfig::default();
+                ensure_order(
+                    c.alpha <= c.beta,
+                    Field::new("vegas.alpha", c.alpha, default.alpha),
+                    Field::new("vegas.beta", c.beta, default.beta),
+                    AT_MOST,
+                )?;
                 ensure(
                     c.probe_every > 0,
                     "vegas.probe_every",
@@ -454,10 +529,10 @@ impl AlgorithmConfig {
                     "at most 100%",
                 )?;
                 ensure(
-                    (1..=most).contains(&c.measure_limit),
+                    c.measure_limit > 0,
                     "gradient.measure_limit",
                     c.measure_limit,
-                    &format!("1 to max = {most}"),
+                    "at least 1",
                 )?;
                 ensure(
                     (1..=10_000).contains(&c.measure_samples),

@@ -235,9 +235,9 @@ fn what_cannot_work_is_refused_with_its_path() {
     let cases = [
         ("max = 0", "max"),
         ("min = 0", "min"),
-        ("min = 300", "min"),
-        ("initial = 300", "initial"),
-        ("initial = 1", "initial"),
+        ("min = 300\nmax = 250", "min"),
+        ("initial = 300\nmax = 250", "initial"),
+        ("initial = 1\nmin = 2", "min"),
         ("window = \"0s\"", "window"),
         ("min_samples = 0", "min_samples"),
         ("drop_after = \"0s\"", "drop_after"),

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Millis, PolicyError, Ratio, ensure};
+use crate::config::{AT_MOST, Field, Millis, PolicyError, Ratio, ensure, ensure_order};
 
 /// Circuit breaking for one destination.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -251,10 +251,7 @@ impl BreakerConfig {
         let (ok, allowed) = match self.over {
             Window::Time(span) => (
                 span.0 >= Duration::from_millis(1) * self.buckets,
-                format!(
-                    "at least a millisecond for each of {} buckets",
-                    self.buckets
-                ),
+                format!("at least buckets = {} milliseconds", self.buckets),
             ),
             Window::Calls(n) | Window::Fading(n) => (
                 (1..=CALLS_MAX).contains(&n),
@@ -278,11 +275,12 @@ impl BreakerConfig {
         ] {
             ensure(!time.0.is_zero(), path, time, "more than \"0s\"")?;
         }
-        ensure(
-            self.open_for_max >= self.open_for,
-            "open_for_max",
-            self.open_for_max,
-            &format!("at least open_for = {}", self.open_for),
+        let default = Self::default();
+        ensure_order(
+            self.open_for <= self.open_for_max,
+            Field::new("open_for", self.open_for, default.open_for),
+            Field::new("open_for_max", self.open_for_max, default.open_for_max),
+            AT_MOST,
         )?;
         ensure(
             (1.0..=100.0).contains(&self.open_multiplier),

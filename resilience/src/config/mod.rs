@@ -59,3 +59,56 @@ pub(crate) fn ensure(
         Err(PolicyError::new(path, value, allowed))
     }
 }
+
+/// One of two fields that must fit each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Field<'a, T> {
+    pub(crate) name: &'a str,
+    pub(crate) value: T,
+    /// Whether nobody needs to have written it.
+    pub(crate) is_default: bool,
+}
+
+impl<'a, T: PartialEq> Field<'a, T> {
+    pub(crate) fn new(name: &'a str, value: T, default: T) -> Self {
+        let is_default = value == default;
+        Self {
+            name,
+            value,
+            is_default,
+        }
+    }
+}
+
+/// `Err` unless `ok`: `low` is to be `than[0]` what `high` is, which is `than[1]` of `low`.
+///
+/// A field that has its default has most likely not been written: the error names the other one, and
+/// says which default it does not fit.
+pub(crate) fn ensure_order<T: std::fmt::Display>(
+    ok: bool,
+    low: Field<'_, T>,
+    high: Field<'_, T>,
+    than: [&str; 2],
+) -> Result<(), PolicyError> {
+    if ok {
+        return Ok(());
+    }
+    let (wrote, other, than) = if low.is_default && !high.is_default {
+        (high, low, than[1])
+    } else {
+        (low, high, than[0])
+    };
+    let name = other.name;
+    let hint = if other.is_default {
+        format!(", the default: set {name} too")
+    } else {
+        String::new()
+    };
+    let allowed = format!("{than} {name} = {}{hint}", other.value);
+    Err(PolicyError::new(wrote.name, wrote.value, allowed))
+}
+
+/// What [`ensure_order`] says of `low <= high`.
+pub(crate) const AT_MOST: [&str; 2] = ["at most", "at least"];
+/// What it says of `low < high`.
+pub(crate) const LESS: [&str; 2] = ["less than", "more than"];

@@ -6,7 +6,9 @@ use http::{Extensions, HeaderMap, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{ByteSize, Millis, PolicyError, Ratio, UnitError, ensure},
+    config::{
+        AT_MOST, ByteSize, Field, LESS, Millis, PolicyError, Ratio, UnitError, ensure, ensure_order,
+    },
     retry::Safety,
 };
 
@@ -90,11 +92,12 @@ impl HedgeConfig {
             self.max,
             "1 to 4 hedges",
         )?;
-        ensure(
+        let default = Self::default();
+        ensure_order(
             self.min_delay <= self.max_delay,
-            "min_delay",
-            self.min_delay,
-            &format!("at most max_delay = {}", self.max_delay),
+            Field::new("min_delay", self.min_delay, default.min_delay),
+            Field::new("max_delay", self.max_delay, default.max_delay),
+            AT_MOST,
         )?;
         ensure(
             (Duration::from_secs(1)..=Duration::from_secs(600)).contains(&self.window.0),
@@ -116,21 +119,29 @@ impl HedgeConfig {
         )
     }
 
-    /// Refuses a hedge that would never be sent: `per_try` is over before it is due.
+    /// Refuses a hedge that would never be sent: `per_try` is over before it is due. Paths are those of
+    /// the whole document.
     pub(crate) fn fits(&self, per_try: Option<Millis>) -> Result<(), PolicyError> {
         let Some(per_try) = per_try else {
             return Ok(());
         };
-        let allowed = format!("less than timeouts.backendRequest = {per_try}");
-        if let HedgeAfter::Fixed(delay) = self.after {
-            return ensure(delay < per_try, "after", self.after, &allowed);
-        }
-        ensure(
-            self.min_delay < per_try,
-            "min_delay",
-            self.min_delay,
-            &allowed,
-        )
+        let total = Field {
+            name: "timeouts.backendRequest",
+            value: per_try,
+            is_default: false,
+        };
+        let due = match self.after {
+            HedgeAfter::Fixed(delay) => Field {
+                name: "hedge.after",
+                value: delay,
+                is_default: false,
+            },
+            HedgeAfter::Quantile(_) => {
+                let default = Self::default().min_delay;
+                Field::new("hedge.min_delay", self.min_delay, default)
+            }
+        };
+        ensure_order(due.value < per_try, due, total, LESS)
     }
 
     /// Whether two tries of this request at once are harmless.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{PolicyError, ensure},
+    config::{AT_MOST, Field, PolicyError, ensure, ensure_order},
     outcome::{FailureClass, Outcome, Policy, Reason, Rejected},
     sync::{AtomicU32, AtomicU64, Ordering},
 };
@@ -58,11 +58,16 @@ impl CostConfig {
     /// [`PolicyError`] with the field, its value and what is allowed.
     pub fn validate(&self) -> Result<(), PolicyError> {
         ensure(self.tokens > 0, "tokens", self.tokens, "at least 1")?;
-        let allowed = format!("1 to tokens = {}", self.tokens);
-        for (path, cost) in [("retry", self.retry), ("after_timeout", self.after_timeout)] {
+        let default = Self::default();
+        let tokens = Field::new("tokens", self.tokens, default.tokens);
+        for (path, cost, default) in [
+            ("retry", self.retry, default.retry),
+            ("after_timeout", self.after_timeout, default.after_timeout),
+        ] {
+            ensure(cost > 0, path, cost, "at least 1")?;
             // What costs more than a full bucket holds would never be made.
-            let fits = (1..=self.tokens).contains(&cost);
-            ensure(fits, path, cost, &allowed)?;
+            let cost = Field::new(path, cost, default);
+            ensure_order(cost.value <= self.tokens, cost, tokens, AT_MOST)?;
         }
         Ok(())
     }

@@ -489,7 +489,8 @@ fn every_field_at_its_ends_is_refused_by_name_or_works() {
 /// What another field makes impossible is named by that one.
 const RELATED: &[(&str, &str)] = &[
     ("timeouts.request", "timeouts.backendRequest"),
-    ("breaker.open_for", "breaker.open_for_max"),
+    ("breaker.open_for_max", "breaker.open_for"),
+    ("outlier.eject_max", "outlier.eject"),
     ("breaker.buckets", "breaker.over"),
     ("timeouts.backendRequest", "hedge.after"),
     ("timeouts.backendRequest", "hedge.min_delay"),
@@ -507,7 +508,6 @@ const RELATED: &[(&str, &str)] = &[
     ("inbound.concurrency.max", "inbound.concurrency.min"),
     ("inbound.concurrency.max", "inbound.concurrency.initial"),
     ("inbound.concurrency.min", "inbound.concurrency.initial"),
-    ("outlier.eject", "outlier.eject_max"),
     ("fault.abort.reset", "fault.abort.status"),
 ];
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Millis, PolicyError, Ratio, ensure};
+use crate::config::{AT_MOST, Field, Millis, PolicyError, Ratio, ensure, ensure_order};
 
 /// When an endpoint is left out, and for how long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -205,12 +205,12 @@ impl OutlierConfig {
             positive,
         )?;
         ensure(!self.eject.0.is_zero(), "eject", self.eject, positive)?;
-        let max = format!("at least eject = {}", self.eject);
-        ensure(
-            self.eject_max >= self.eject,
-            "eject_max",
-            self.eject_max,
-            &max,
+        let default = Self::default();
+        ensure_order(
+            self.eject <= self.eject_max,
+            Field::new("eject", self.eject, default.eject),
+            Field::new("eject_max", self.eject_max, default.eject_max),
+            AT_MOST,
         )?;
         share("max_ejected", self.max_ejected)?;
         self.success_rate
