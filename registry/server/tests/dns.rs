@@ -59,42 +59,39 @@ async fn x3_dig_finds_addresses_ports_and_nothing_that_is_not_up() {
     eventually("three", || async { server.shared().catalogue().len() == 3 }).await;
 
     assert_eq!(
-        records(to, &["web.service.selvedge"]).await,
-        ["web.service.selvedge. 5 IN A 127.0.0.1"]
+        records(to, &["web.service.mesh"]).await,
+        ["web.service.mesh. 5 IN A 127.0.0.1"]
+    );
+    assert_eq!(
+        records(to, &["web.mesh"]).await,
+        ["web.mesh. 5 IN A 127.0.0.1"]
     );
     let want = [
-        "_web._tcp.service.selvedge. 5 IN SRV 0 1 4001 w1.web.instance.selvedge.",
-        "_web._tcp.service.selvedge. 5 IN SRV 0 1 4002 w2.web.instance.selvedge.",
+        "_web._tcp.service.mesh. 5 IN SRV 0 1 4001 w1.web.instance.mesh.",
+        "_web._tcp.service.mesh. 5 IN SRV 0 1 4002 w2.web.instance.mesh.",
     ];
-    assert_eq!(
-        records(to, &["SRV", "_web._tcp.service.selvedge"]).await,
-        want
-    );
-    let full = dig(to, &["SRV", "_WEB._tcp.Service.selvedge", "+noedns"]).await;
+    assert_eq!(records(to, &["SRV", "_web._tcp.service.mesh"]).await, want);
+    let full = dig(to, &["SRV", "_WEB._tcp.Service.mesh", "+noedns"]).await;
     assert!(full.contains("flags: qr aa rd;"), "{full}");
     assert!(
         full.contains("ANSWER: 2, AUTHORITY: 0, ADDITIONAL: 2"),
         "{full}"
     );
     assert!(
-        full.contains("_WEB._tcp.Service.selvedge."),
+        full.contains("_WEB._tcp.Service.mesh."),
         "as it was asked: {full}"
     );
-    let target = records(to, &["w2.web.instance.selvedge", "A"]).await;
-    assert_eq!(target, ["w2.web.instance.selvedge. 5 IN A 127.0.0.1"]);
-    let unknown = dig(to, &["nobody.service.selvedge"]).await;
+    let target = records(to, &["w2.web.instance.mesh", "A"]).await;
+    assert_eq!(target, ["w2.web.instance.mesh. 5 IN A 127.0.0.1"]);
+    let unknown = dig(to, &["nobody.service.mesh"]).await;
     assert!(unknown.contains("status: NXDOMAIN"), "{unknown}");
     assert!(
-        unknown.contains("IN\tSOA\tns.selvedge. hostmaster.selvedge."),
+        unknown.contains("IN\tSOA\tns.mesh. hostmaster.mesh."),
         "{unknown}"
     );
     let elsewhere = dig(to, &["example.com"]).await;
     assert!(elsewhere.contains("status: REFUSED"), "{elsewhere}");
-    let newer = dig(
-        to,
-        &["web.service.selvedge", "+edns=1", "+noednsnegotiation"],
-    )
-    .await;
+    let newer = dig(to, &["web.service.mesh", "+edns=1", "+noednsnegotiation"]).await;
     assert!(newer.contains("status: BADVERS"), "{newer}");
 }
 
@@ -106,7 +103,7 @@ async fn x3_what_does_not_fit_is_cut_and_tcp_has_it_whole() {
         .map(|i| registry.register(instance("many", &format!("instance-{i}"), 5000 + i)))
         .collect();
     eventually("all", || async { server.shared().catalogue().len() == 40 }).await;
-    let name = ["SRV", "many.service.selvedge"];
+    let name = ["SRV", "many.service.mesh"];
     let ask = |more: &'static [&'static str]| {
         let args: Vec<_> = name.iter().chain(more).copied().collect();
         async move { dig(to, &args).await }
@@ -138,15 +135,15 @@ async fn a_server_that_is_catching_up_says_servfail() {
     let server = start_with(&config).await;
     let to = server.dns_addr().expect("bound");
     assert!(!server.shared().is_serving());
-    let answer = dig(to, &["web.service.selvedge"]).await;
+    let answer = dig(to, &["web.service.mesh"]).await;
     assert!(answer.contains("status: SERVFAIL"), "{answer}");
 }
 
-/// `web.service.selvedge`, A.
+/// `web.service.mesh`, A.
 fn question(id: u16) -> Vec<u8> {
     let mut packet = id.to_be_bytes().to_vec();
     packet.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
-    for label in ["web", "service", "selvedge", ""] {
+    for label in ["web", "service", "mesh", ""] {
         packet.push(label.len() as u8);
         packet.extend(label.as_bytes());
     }
@@ -175,7 +172,7 @@ async fn who_asks_too_much_over_udp_is_sent_to_tcp() {
             "nobody is flooded with it"
         );
     }
-    let tcp = dig(to, &["web.service.selvedge", "+tcp"]).await;
+    let tcp = dig(to, &["web.service.mesh", "+tcp"]).await;
     assert!(tcp.contains("status: NXDOMAIN"), "{tcp}");
 }
 

@@ -13,7 +13,7 @@ pub struct DnsConfig {
     /// Where it listens, UDP and TCP. Default: not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bind: Option<SocketAddr>,
-    /// The domain that services are under. Default "selvedge".
+    /// The domain that services are under. Default "mesh", as in the names that sidecars take.
     pub domain: String,
     /// How long answers may be kept, in whole seconds. Default "1s": a guess; some resolvers take
     /// 0 for "for ever", and with one second a crash costs no more than a failed connection.
@@ -34,7 +34,7 @@ impl Default for DnsConfig {
     fn default() -> Self {
         Self {
             bind: None,
-            domain: "selvedge".to_owned(),
+            domain: "mesh".to_owned(),
             ttl: Millis::new(1_000),
             negative_ttl: Millis::new(1_000),
             udp_payload: 1232,
@@ -55,7 +55,7 @@ impl DnsConfig {
         let whole = self.domain.strip_suffix('.').unwrap_or(&self.domain);
         let labels = whole.split('.').all(|label| !label.is_empty());
         if !labels || !name.is_some_and(|name| !name.is_root() && self.domain.len() <= 80) {
-            let allowed = "a domain of 1 to 80 bytes, such as \"selvedge\" or \"mesh.example.com\"";
+            let allowed = "a domain of 1 to 80 bytes, such as \"mesh\" or \"mesh.example.com\"";
             return Err(PolicyError::new("dns.domain", &self.domain, allowed));
         }
         for (field, ttl) in [

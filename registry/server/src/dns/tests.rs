@@ -124,37 +124,45 @@ fn x3_names_and_what_they_are() {
         ResponseCode::Refused,
     );
     for (name, kind, code, answers) in [
-        ("web.service.selvedge", a, ok, 2),
-        ("web.service.selvedge", aaaa, ok, 1),
-        ("web.service.selvedge", srv, ok, 3),
-        ("WEB.Service.SELVEDGE", srv, ok, 3),
-        ("web.service.selvedge", RecordType::TXT, ok, 0),
-        ("web.service.selvedge", RecordType::ANY, ok, 1),
-        ("_web._tcp.service.selvedge", srv, ok, 3),
-        ("_web._tcp.service.selvedge", a, ok, 0),
-        ("web._tcp.service.selvedge", srv, nx, 0),
-        ("web.eu-1.zone.selvedge", a, ok, 1),
-        ("web.EU-1.zone.selvedge", srv, ok, 1),
-        ("_web._tcp.eu-2.zone.selvedge", srv, ok, 1),
-        ("web.eu-9.zone.selvedge", a, nx, 0),
-        ("w1.web.instance.selvedge", a, ok, 1),
-        ("w1.web.instance.selvedge", aaaa, ok, 0),
-        ("w1.web.instance.selvedge", srv, ok, 1),
-        ("w4.web.instance.selvedge", aaaa, ok, 1),
-        ("w3.web.instance.selvedge", a, nx, 0),
-        ("nobody.service.selvedge", a, nx, 0),
-        ("no_name.service.selvedge", a, nx, 0),
-        ("asleep.service.selvedge", a, ok, 0),
-        ("a.b.c.selvedge", a, nx, 0),
-        ("selvedge", RecordType::SOA, ok, 1),
-        ("selvedge", RecordType::NS, ok, 1),
-        ("selvedge", a, ok, 0),
-        ("ns.selvedge", a, ok, 1),
-        ("service.selvedge", a, ok, 0),
-        ("web.instance.selvedge", a, ok, 0),
+        ("web.mesh", a, ok, 2),
+        ("web.mesh", aaaa, ok, 1),
+        ("web.mesh", srv, ok, 3),
+        ("_web._tcp.mesh", srv, ok, 3),
+        ("_web._tcp.mesh", a, ok, 0),
+        ("web._tcp.mesh", srv, nx, 0),
+        ("_tcp.mesh", srv, ok, 0),
+        ("nobody.mesh", a, nx, 0),
+        ("web.service.mesh", a, ok, 2),
+        ("web.service.mesh", aaaa, ok, 1),
+        ("web.service.mesh", srv, ok, 3),
+        ("WEB.Service.MESH", srv, ok, 3),
+        ("web.service.mesh", RecordType::TXT, ok, 0),
+        ("web.service.mesh", RecordType::ANY, ok, 1),
+        ("_web._tcp.service.mesh", srv, ok, 3),
+        ("_web._tcp.service.mesh", a, ok, 0),
+        ("web._tcp.service.mesh", srv, nx, 0),
+        ("web.eu-1.zone.mesh", a, ok, 1),
+        ("web.EU-1.zone.mesh", srv, ok, 1),
+        ("_web._tcp.eu-2.zone.mesh", srv, ok, 1),
+        ("web.eu-9.zone.mesh", a, nx, 0),
+        ("w1.web.instance.mesh", a, ok, 1),
+        ("w1.web.instance.mesh", aaaa, ok, 0),
+        ("w1.web.instance.mesh", srv, ok, 1),
+        ("w4.web.instance.mesh", aaaa, ok, 1),
+        ("w3.web.instance.mesh", a, nx, 0),
+        ("nobody.service.mesh", a, nx, 0),
+        ("no_name.service.mesh", a, nx, 0),
+        ("asleep.service.mesh", a, ok, 0),
+        ("a.b.c.mesh", a, nx, 0),
+        ("mesh", RecordType::SOA, ok, 1),
+        ("mesh", RecordType::NS, ok, 1),
+        ("mesh", a, ok, 0),
+        ("ns.mesh", a, ok, 1),
+        ("service.mesh", a, ok, 0),
+        ("web.instance.mesh", a, ok, 0),
         ("example.com", a, refused, 0),
-        ("notselvedge", a, refused, 0),
-        ("selvedge", RecordType::AXFR, refused, 0),
+        ("notmesh", a, refused, 0),
+        ("mesh", RecordType::AXFR, refused, 0),
     ] {
         let message = ask(catalogue, name, kind);
         let got = (message.metadata.response_code, message.answers.len());
@@ -170,7 +178,7 @@ fn x3_names_and_what_they_are() {
 #[test]
 fn x3_srv_has_ports_weights_priorities_and_names_that_resolve() {
     let store = web();
-    let message = ask(store.catalogue(), "web.service.selvedge", RecordType::SRV);
+    let message = ask(store.catalogue(), "web.service.mesh", RecordType::SRV);
     let mut seen = Vec::new();
     for record in &message.answers {
         let RData::SRV(srv) = &record.data else {
@@ -245,11 +253,7 @@ fn x3_times_are_as_configured_and_the_question_comes_back_as_it_was() {
 
 #[test]
 fn a_server_that_cannot_know_says_servfail() {
-    let message = answer(
-        &zone(),
-        None,
-        &question("web.service.selvedge", RecordType::A),
-    );
+    let message = answer(&zone(), None, &question("web.service.mesh", RecordType::A));
     assert_eq!(message.metadata.response_code, ResponseCode::ServFail);
     assert!(message.answers.is_empty() && message.authorities.is_empty());
 }
@@ -260,7 +264,7 @@ fn x3_answers_come_in_another_order_each_time() {
     let store = store(many);
     let zone = zone();
     let mut rng = fastrand::Rng::with_seed(7);
-    let bytes = question("web.service.selvedge", RecordType::A)
+    let bytes = question("web.service.mesh", RecordType::A)
         .to_vec()
         .unwrap();
     let mut first = BTreeSet::new();
@@ -279,7 +283,7 @@ fn x3_answers_come_in_another_order_each_time() {
 fn what_has_changed_is_seen_at_once() {
     let mut store = web();
     let zone = zone();
-    let query = question("web.service.selvedge", RecordType::A);
+    let query = question("web.service.mesh", RecordType::A);
     assert_eq!(
         ips(&answer(&zone, Some(store.catalogue()), &query)).len(),
         2
@@ -308,7 +312,7 @@ fn x3_what_does_not_fit_is_cut_and_says_so() {
         ("web", at(&format!("instance-number-{i}"), &addr))
     });
     let store = store(many);
-    let full = ask(store.catalogue(), "web.service.selvedge", RecordType::SRV);
+    let full = ask(store.catalogue(), "web.service.mesh", RecordType::SRV);
     for limit in [512, 600, 1232, 4096] {
         let bytes = packet::write(&full, limit, Cut::Truncated);
         assert!(bytes.len() <= usize::from(limit));
@@ -337,7 +341,7 @@ fn x3_more_than_dns_can_say_is_a_sample() {
     });
     let store = store(many);
     for kind in [RecordType::A, RecordType::SRV] {
-        let full = ask(store.catalogue(), "web.service.selvedge", kind);
+        let full = ask(store.catalogue(), "web.service.mesh", kind);
         let bytes = packet::write(&full, u16::MAX, Cut::Silently);
         let sent = Message::from_vec(&bytes).unwrap();
         assert!(!sent.metadata.truncation && bytes.len() <= 65_535);
@@ -347,7 +351,7 @@ fn x3_more_than_dns_can_say_is_a_sample() {
 
 #[test]
 fn headers_decide_what_is_looked_at() {
-    let good = question("web.service.selvedge", RecordType::A)
+    let good = question("web.service.mesh", RecordType::A)
         .to_vec()
         .unwrap();
     let with = |at: usize, value: u8| {
@@ -383,10 +387,10 @@ fn headers_decide_what_is_looked_at() {
     );
     assert_eq!(code(&good[..20]), Some(ResponseCode::FormErr), "cut");
     assert_eq!(code(&vec![0; 5000]), None, "too long");
-    let mut chaos = question("web.service.selvedge", RecordType::A);
+    let mut chaos = question("web.service.mesh", RecordType::A);
     chaos.queries[0].set_query_class(DNSClass::CH);
     assert_eq!(code(&chaos.to_vec().unwrap()), Some(ResponseCode::Refused));
-    let mut edns = question("web.service.selvedge", RecordType::A);
+    let mut edns = question("web.service.mesh", RecordType::A);
     edns.set_edns(Edns::new());
     assert_eq!(code(&edns.to_vec().unwrap()), Some(ResponseCode::NoError));
     let mut newer = Edns::new();
@@ -453,7 +457,7 @@ proptest! {
     ) {
         let store = web();
         if from_good {
-            bytes = question("web.service.selvedge", RecordType::SRV).to_vec().unwrap();
+            bytes = question("web.service.mesh", RecordType::SRV).to_vec().unwrap();
             for (at, value) in flip {
                 if let Some(byte) = bytes.get_mut(at) {
                     *byte = value;

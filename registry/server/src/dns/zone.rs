@@ -134,16 +134,16 @@ impl Zone {
         match labels.as_slice() {
             [] => Named::Apex,
             ["ns"] => Named::Ns,
-            ["service" | "zone" | "instance"]
+            ["_tcp" | "service" | "zone" | "instance"]
             | ["_tcp", "service"]
             | [_, "zone"]
             | ["_tcp", _, "zone"] => Named::Between,
-            [name, "service"] => service(name, None, false),
+            [name] | [name, "service"] => service(name, None, false),
             [name, "instance"] => match self.find(name, catalogue) {
                 Some(_) => Named::Between,
                 None => Named::Nothing,
             },
-            [name, "_tcp", "service"] => match name.strip_prefix('_') {
+            [name, "_tcp"] | [name, "_tcp", "service"] => match name.strip_prefix('_') {
                 Some(name) => service(name, None, true),
                 None => Named::Nothing,
             },
