@@ -154,7 +154,8 @@ impl Default for Gradient2Config {
 
 /// Parameters of [`AlgorithmConfig::Gradient`]; defaults from Envoy's gradient controller.
 ///
-/// Envoy samples over 100 ms; set [`AdaptiveConfig::window`] to that for the same pace.
+/// Envoy samples over 100 ms; set [`AdaptiveConfig::window`](super::AdaptiveConfig::window) to that
+/// for the same pace.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
