@@ -25,6 +25,7 @@ use tokio::{
 
 use crate::{
     api::{self, Api},
+    auth::Auth,
     catalogue::NodeId,
     config::{GossipConfig, RegistryConfig},
     dns::Dns,
@@ -106,6 +107,7 @@ pub struct RegistryServer {
     drainer: AbortHandle,
     stop: watch::Sender<bool>,
     api: JoinHandle<()>,
+    auth: Arc<Auth>,
     state_dir: Option<PathBuf>,
 }
 
@@ -241,6 +243,8 @@ impl RegistryServer {
             tls,
         };
         let api = Api::new(config, Arc::clone(&shared), regions, stopped);
+        let auth = Arc::clone(&api.auth);
+        tasks.spawn(Arc::clone(&auth).renew_for_ever());
         let api = tokio::spawn(api::serve(listener, Arc::new(api), dialects));
         tracing::info!(node = %shared.node, http = %http, gossip = %gossip_addr, "registry server started");
         let server = Self {
@@ -252,6 +256,7 @@ impl RegistryServer {
             drainer,
             stop,
             api,
+            auth,
             state_dir: dir,
         };
         server.announce();
@@ -268,6 +273,11 @@ impl RegistryServer {
                 announce.set(MemberState::Serving).await;
             }
         });
+    }
+
+    /// Looks at the files of clients' tokens now, rather than within half a minute. Reads them.
+    pub fn renew_tokens(&self) {
+        self.auth.renew();
     }
 
     /// What it is made of.

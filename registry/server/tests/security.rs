@@ -16,6 +16,11 @@ use selvedge_registry::{
 };
 use selvedge_registry_server::{RegistryConfig, RegistryServer, tls::TlsConfig};
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
 use crate::support::{Answer, ask, ask_by, config, eventually, instance, name, serving};
 
 const READ: &str = "a-token-that-reads";
@@ -698,4 +703,54 @@ async fn a_write_that_is_refused_is_in_the_audit_log_whatever_is_wrong_with_it()
     assert_eq!(last, format!("orders-team refused PUT {i1} 429"));
     // Not a word of what was sent.
     assert!(!lines.text().contains("10.0.0.1:80"), "{}", lines.text());
+}
+
+#[tokio::test]
+async fn a_token_that_is_taken_away_opens_nothing_and_ends_what_it_had_opened() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("token");
+    let (old, new) = ("reader's first token", "reader's second token");
+    std::fs::write(&path, old).expect("written");
+    let mut config = secured("n1", &[]);
+    config.auth.clients[0].token = Some(Secret::from_file(&path).expect("a token"));
+    let server = serving(&config).await;
+    let services = ("GET", "/v1/services");
+    assert_eq!(by(old, &server, services, "").await.status, 200);
+    // A watch, and a question that waits.
+    let mut watch = TcpStream::connect(server.shared().http)
+        .await
+        .expect("connects");
+    let head = format!(
+        "GET /v1/watch?service=orders HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {old}\r\n\r\n"
+    );
+    watch.write_all(head.as_bytes()).await.expect("sent");
+    let mut said = vec![0; 1024];
+    let n = watch.read(&mut said).await.expect("an answer");
+    assert!(said[..n].starts_with(b"HTTP/1.1 200"));
+    let asking = async { by(old, &server, ("GET", "/v1/services/orders?wait=50s"), "").await };
+    let taken_away = async {
+        // Meanwhile the question has come.
+        for _ in 0..3 {
+            assert_eq!(by(old, &server, services, "").await.status, 200);
+        }
+        std::fs::write(&path, new).expect("written");
+        server.renew_tokens();
+    };
+    let both = async { tokio::join!(asking, taken_away) };
+    let limit = std::time::Duration::from_secs(10);
+    let (asked, ()) = tokio::time::timeout(limit, both).await.expect("in time");
+    assert_eq!(asked.status, 401, "{asked:?}");
+    let ended = tokio::time::timeout(limit, async {
+        loop {
+            match watch.read(&mut said).await {
+                // The last chunk.
+                Ok(n) if n > 0 && !said[..n].ends_with(b"0\r\n\r\n") => {}
+                _ => return,
+            }
+        }
+    });
+    ended.await.expect("the watch ends");
+    assert_eq!(by(old, &server, services, "").await.status, 401);
+    assert_eq!(by(new, &server, services, "").await.status, 200);
+    assert_eq!(by(OPERATE, &server, services, "").await.status, 200);
 }

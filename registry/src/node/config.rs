@@ -4,7 +4,7 @@
 //! enough: file, line, column, the line itself, what is wrong with it and what is allowed.
 
 use std::{
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -239,17 +239,63 @@ fn distance(a: &str, b: &str) -> usize {
 /// A secret, written `{ env = "NAME" }` or `{ file = "/path" }`: never in the configuration itself,
 /// never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret {
+    text: String,
+    file: Option<PathBuf>,
+}
+
+/// Why a secret cannot be had from its file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecretError {
+    /// The file cannot be read.
+    #[error("read secret {path}: {source}", path = path.display())]
+    Read {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is nothing in it.
+    #[error("the secret is empty")]
+    Empty,
+}
 
 impl Secret {
     /// For comparing and sending, never for showing.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// A secret that was made here.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        let (text, file) = (text.into(), None);
+        Self { text, file }
+    }
+
+    /// What the file at `path` holds now, without the space around it.
+    ///
+    /// # Errors
+    /// [`SecretError`], never with a byte of it.
+    pub fn from_file(path: impl Into<PathBuf>) -> Result<Self, SecretError> {
+        let path = path.into();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::read(&text, Some(path)),
+            Err(source) => Err(SecretError::Read { path, source }),
+        }
+    }
+
+    fn read(text: &str, file: Option<PathBuf>) -> Result<Self, SecretError> {
+        let text = text.trim().to_owned();
+        if text.is_empty() {
+            return Err(SecretError::Empty);
+        }
+        Ok(Self { text, file })
+    }
+
+    /// The file that it came from, which may hold another one by now.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 }
 
@@ -302,23 +348,18 @@ impl<'de> Visitor<'de> for Place {
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         use serde::de::Error as _;
-        let text = match d.deserialize_any(Place)? {
+        let secret = match d.deserialize_any(Place)? {
             From::Env(name) => {
                 #[expect(clippy::disallowed_methods, reason = "configuration is loaded here")]
                 let value = std::env::var(&name);
-                value.map_err(|_| {
+                let value = value.map_err(|_| {
                     D::Error::custom(format!("environment variable {name} is not set"))
-                })?
+                })?;
+                Self::read(&value, None)
             }
-            From::File(path) => std::fs::read_to_string(&path).map_err(|error| {
-                D::Error::custom(format!("read secret {}: {error}", path.display()))
-            })?,
+            From::File(path) => Self::from_file(path),
         };
-        let text = text.trim();
-        if text.is_empty() {
-            return Err(D::Error::custom("the secret is empty"));
-        }
-        Ok(Self(text.to_owned()))
+        secret.map_err(D::Error::custom)
     }
 }
 
@@ -409,6 +450,32 @@ mod tests {
         }
         let other = message("listen = \"a\"\nsecret = { envv = \"X\" }");
         assert!(other.contains("unknown variant `envv`"), "{other}");
+    }
+
+    #[test]
+    fn a_secret_knows_its_file_and_can_be_read_again() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("token");
+        std::fs::write(&path, " hunter2\n").expect("written");
+        let text = format!("listen = \"a\"\nsecret = {{ file = {path:?} }}");
+        let doc = parse::<Doc>(Path::new("x.toml"), text.clone()).expect("parses");
+        let secret = doc.value.secret.expect("there");
+        assert_eq!((secret.expose(), secret.file()), ("hunter2", Some(&*path)));
+        std::fs::write(&path, "hunter3").expect("written");
+        let again = Secret::from_file(&path).expect("there");
+        assert_eq!(again.expose(), "hunter3");
+        std::fs::write(&path, " \n").expect("written");
+        let empty = Secret::from_file(&path).expect_err("empty");
+        assert_eq!(empty.to_string(), "the secret is empty");
+        std::fs::remove_file(&path).expect("removed");
+        for said in [
+            message(&text),
+            Secret::from_file(&path).expect_err("gone").to_string(),
+        ] {
+            let want = format!("read secret {}: ", path.display());
+            assert!(said.contains(&want), "{said}");
+        }
+        assert_eq!(Secret::new("a").file(), None);
     }
 
     #[test]

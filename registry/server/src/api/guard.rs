@@ -6,11 +6,14 @@
 use std::sync::Arc;
 
 use axum::{
+    body::Body,
     extract::{Request, State},
     http::{HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use futures_util::StreamExt;
+use http_body::Body as _;
 use selvedge_registry::ServiceName;
 
 use super::{Api, Peer, refusal::Refusal};
@@ -122,7 +125,15 @@ pub(super) async fn guard(
         }
     }
     request.extensions_mut().insert(who.clone());
-    let mut response = next.run(request).await;
+    let mut response = if need == Need::Read {
+        // A question may wait for its answer as long as its client wants.
+        tokio::select! {
+            response = next.run(request) => while_known(&who, response),
+            () = who.caller.revoked() => return unauthorized("the token is nobody's by now"),
+        }
+    } else {
+        next.run(request).await
+    };
     let status = response.status();
     let fails = status.is_client_error() || status.is_server_error();
     if fails && !renewal && !who.has_written() {
@@ -130,6 +141,17 @@ pub(super) async fn guard(
     }
     api.say_how_far_to_believe(response.headers_mut());
     response
+}
+
+/// An answer without an end has one when its client is no longer known.
+fn while_known(who: &Who, response: Response) -> Response {
+    response.map(|body| {
+        if body.size_hint().exact().is_some() {
+            return body;
+        }
+        let revoked = who.caller.revoked();
+        Body::from_stream(body.into_data_stream().take_until(revoked))
+    })
 }
 
 /// What a write that is refused is called in the audit log.

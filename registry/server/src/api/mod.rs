@@ -57,7 +57,7 @@ pub(crate) const MAX_BATCH_BODY: usize = 512 << 10;
 #[derive(Debug)]
 pub struct Api {
     shared: Arc<Shared>,
-    auth: Auth,
+    pub(crate) auth: Arc<Auth>,
     limits: LimitsConfig,
     per_client: Arc<PerClient>,
     watches: Arc<Semaphore>,
@@ -77,7 +77,7 @@ impl Api {
     ) -> Self {
         Self {
             shared,
-            auth: Auth::new(&config.auth),
+            auth: Arc::new(Auth::new(&config.auth)),
             limits: config.limits.clone(),
             per_client: Arc::new(PerClient::new(&config.limits)),
             watches: Arc::new(Semaphore::new(

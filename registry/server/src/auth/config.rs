@@ -51,7 +51,7 @@ pub enum Role {
 pub struct ClientConfig {
     /// What it is called in the audit log.
     pub name: String,
-    /// Its token.
+    /// Its token. By `{ file = … }` it can be renewed, and thereby taken away, without a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
     /// Or the SHA-256 of its token, in hex: then not even this file's reader knows it.
@@ -111,13 +111,8 @@ impl ClientConfig {
             let allowed = "64 hexadecimal digits: printf %s TOKEN | sha256sum";
             return Err(PolicyError::new("token_sha256", "something else", allowed));
         }
-        if let Some(short) = self.token.as_ref().filter(|t| t.expose().len() < 16) {
-            let allowed = "at least 16 bytes, or it is guessed: openssl rand -hex 32";
-            return Err(PolicyError::new(
-                "token",
-                format!("{} bytes", short.expose().len()),
-                allowed,
-            ));
+        if let Some(error) = self.token.as_ref().and_then(is_guessed) {
+            return Err(error);
         }
         if let Some(name) = self.certificate.as_ref().filter(|_| !mutual_tls) {
             let allowed = "certificates are asked for where tls.client_ca is set";
@@ -141,6 +136,13 @@ impl ClientConfig {
         }
         Ok(())
     }
+}
+
+/// What is wrong with a token that is too short.
+pub(super) fn is_guessed(token: &Secret) -> Option<PolicyError> {
+    let len = token.expose().len();
+    let allowed = "at least 16 bytes, or it is guessed: openssl rand -hex 32";
+    (len < 16).then(|| PolicyError::new("token", format!("{len} bytes"), allowed))
 }
 
 /// The services that a client may register.

@@ -16,19 +16,27 @@
 //!   dump of this process's configuration nor the time of an answer tells one.
 //! - With no client configured an address that others can reach is refused, unless `insecure` is
 //!   said aloud.
+//! - A token that is given by a file is what the file holds: it is read again every half minute. The
+//!   old token is nobody's from then on, and what is being watched by it ends. A file that cannot be
+//!   used changes nothing and is said in the log.
 //!
 //! # What it does not do
-//! Tell two servers of one cluster apart (they share one secret), or revoke without a restart.
+//! Tell two servers of one cluster apart (they share one secret). Take clients, their rights and
+//! `auth.peer` anew without a restart.
 
 mod config;
+mod renew;
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
+
+use arc_swap::ArcSwap;
 
 use ring::digest::{SHA256, digest};
 use selvedge_registry::ServiceName;
+use tokio_util::sync::CancellationToken;
 
-use self::config::from_hex;
 pub use self::config::{Anonymous, AuthConfig, ClientConfig, Pattern, Role};
+use self::{config::from_hex, renew::TokenFile};
 
 fn hash(token: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
@@ -51,6 +59,8 @@ struct Known {
     may: May,
     patterns: Vec<Pattern>,
     max_instances: Option<usize>,
+    /// Its token is another one by now.
+    revoked: CancellationToken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +79,24 @@ impl Caller {
             may,
             patterns: Vec::new(),
             max_instances: None,
+            revoked: CancellationToken::new(),
         }))
+    }
+
+    /// The same client, by another token.
+    fn renewed(&self) -> Self {
+        Self(Arc::new(Known {
+            name: Arc::clone(&self.0.name),
+            may: self.0.may,
+            patterns: self.0.patterns.clone(),
+            max_instances: self.0.max_instances,
+            revoked: CancellationToken::new(),
+        }))
+    }
+
+    /// Resolves once the token that it has shown is no longer its own.
+    pub(crate) fn revoked(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.0.revoked.clone().cancelled_owned()
     }
 
     /// What the audit log calls it.
@@ -136,9 +163,12 @@ pub struct UnknownToken;
 pub struct Auth {
     anonymous: Caller,
     unknown: Caller,
-    tokens: Vec<([u8; 32], Caller)>,
+    tokens: ArcSwap<Tokens>,
     certificates: Vec<(String, Caller)>,
+    files: Vec<TokenFile>,
 }
+
+type Tokens = Vec<([u8; 32], Caller)>;
 
 impl Auth {
     /// By a configuration that was validated.
@@ -146,9 +176,11 @@ impl Auth {
         let mut auth = Self {
             anonymous: Caller::new(ANYBODY, May::Everything),
             unknown: Caller::new(NOBODY, May::Nothing),
-            tokens: Vec::new(),
+            tokens: ArcSwap::default(),
             certificates: Vec::new(),
+            files: Vec::new(),
         };
+        let mut tokens = Tokens::new();
         if !config.is_on() {
             return auth;
         }
@@ -159,7 +191,7 @@ impl Auth {
         auth.anonymous = Caller::new(ANYBODY, may);
         if let Some(peer) = &config.peer {
             let caller = Caller::new("peer", May::Peer);
-            auth.tokens.push((hash(peer.expose().as_bytes()), caller));
+            tokens.push((hash(peer.expose().as_bytes()), caller));
         }
         for client in &config.clients {
             let patterns = client.services.iter();
@@ -168,16 +200,21 @@ impl Auth {
                 may: May::Role(client.role),
                 patterns: patterns.filter_map(|p| Pattern::parse(p).ok()).collect(),
                 max_instances: client.max_instances,
+                revoked: CancellationToken::new(),
             }));
             let given = client.token.as_ref().map(|t| hash(t.expose().as_bytes()));
             let hashed = client.token_sha256.as_deref().and_then(from_hex);
             if let Some(hash) = given.or(hashed) {
-                auth.tokens.push((hash, caller.clone()));
+                let file = client.token.as_ref().and_then(|token| token.file());
+                let file = file.map(|path| TokenFile::new(tokens.len(), path));
+                auth.files.extend(file);
+                tokens.push((hash, caller.clone()));
             }
             if let Some(name) = &client.certificate {
                 auth.certificates.push((name.clone(), caller));
             }
         }
+        auth.tokens = ArcSwap::from_pointee(tokens);
         auth
     }
 
@@ -196,14 +233,15 @@ impl Auth {
         authorization: Option<&[u8]>,
         names: &[String],
     ) -> Result<Caller, UnknownToken> {
-        if self.tokens.is_empty() && self.certificates.is_empty() {
+        let tokens = self.tokens.load();
+        if tokens.is_empty() && self.certificates.is_empty() {
             return Ok(self.anonymous.clone());
         }
         if let Some(value) = authorization {
             let token = token(value).ok_or(UnknownToken)?;
             let given = hash(&token);
             let mut found = None;
-            for (hash, caller) in &self.tokens {
+            for (hash, caller) in tokens.iter() {
                 if same(hash, &given) {
                     found = Some(caller);
                 }

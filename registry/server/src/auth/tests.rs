@@ -182,3 +182,107 @@ fn nothing_that_is_shown_holds_a_secret() {
         );
     }
 }
+
+/// Two clients whose tokens are in files, and one whose token is not.
+struct Files {
+    _dir: tempfile::TempDir,
+    paths: [std::path::PathBuf; 2],
+    auth: Arc<Auth>,
+}
+
+impl Files {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let paths = ["shop", "ops"].map(|name| dir.path().join(name));
+        for (path, token) in paths.iter().zip(["shop's first token", "ops' first token"]) {
+            std::fs::write(path, token).expect("written");
+        }
+        let mut config = config(&format!(
+            r#"{{"clients":[
+                {{"name":"inline","role":"read"}},
+                {{"name":"shop","role":"register","services":["shop-*"],"max_instances":3,
+                  "token":{{"file":{:?}}}}},
+                {{"name":"ops","role":"operate","token":{{"file":{:?}}}}}]}}"#,
+            paths[0], paths[1]
+        ));
+        config.peer = Some(Secret::new("the servers' own secret"));
+        config.clients[0].token = Some(Secret::new(TOKEN));
+        let auth = Arc::new(Auth::new(&config));
+        Self {
+            _dir: dir,
+            paths,
+            auth,
+        }
+    }
+
+    fn who(&self, token: &str) -> Option<Caller> {
+        let header = format!("Bearer {token}");
+        self.auth.who(Some(header.as_bytes()), &[]).ok()
+    }
+
+    fn name(&self, token: &str) -> Option<String> {
+        self.who(token).map(|caller| caller.name().to_string())
+    }
+}
+
+fn is_over(revoked: impl Future<Output = ()>) -> bool {
+    futures_util::FutureExt::now_or_never(revoked).is_some()
+}
+
+#[test]
+fn a_token_is_what_its_file_holds_and_stays_if_that_cannot_be_used() {
+    let files = Files::new();
+    let shop = files.who("shop's first token").expect("known");
+    let ops = files.who("ops' first token").expect("known");
+    files.auth.renew();
+    assert!(!is_over(shop.revoked()), "nothing has changed");
+    assert_eq!(files.name("shop's first token").as_deref(), Some("shop"));
+    for (name, bad) in [("empty", " \n"), ("short", "hunter2")] {
+        std::fs::write(&files.paths[0], bad).expect("written");
+        files.auth.renew();
+        assert_eq!(files.name(bad), None, "{name}");
+        assert_eq!(
+            files.name("shop's first token").as_deref(),
+            Some("shop"),
+            "{name}"
+        );
+    }
+    std::fs::remove_file(&files.paths[0]).expect("removed");
+    files.auth.renew();
+    assert!(!is_over(shop.revoked()), "the last good one");
+    std::fs::write(&files.paths[0], "shop's second token\n").expect("written");
+    files.auth.renew();
+    assert!(is_over(shop.revoked()));
+    assert_eq!(files.name("shop's first token"), None, "it is nobody's");
+    let again = files.who("shop's second token").expect("known");
+    assert!(!is_over(again.revoked()));
+    // With the rights that it had.
+    assert!(again.may_register(&name("shop-cart")) && !again.may_register(&name("orders")));
+    assert_eq!(again.quota().map(|(_, most)| most), Some(3));
+    // The others are who they were.
+    assert!(!is_over(ops.revoked()));
+    assert_eq!(files.name("ops' first token").as_deref(), Some("ops"));
+    assert_eq!(files.name(TOKEN).as_deref(), Some("inline"));
+    assert_eq!(
+        files.name("the servers' own secret").as_deref(),
+        Some("peer")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_of_tokens_are_looked_at_every_half_minute() {
+    let files = Files::new();
+    let task = tokio::spawn(Arc::clone(&files.auth).renew_for_ever());
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    std::fs::write(&files.paths[1], "ops' second token").expect("written");
+    let revoked = files.who("ops' first token").expect("known").revoked();
+    let begun = tokio::time::Instant::now();
+    revoked.await;
+    assert!(
+        begun.elapsed() <= super::renew::LOOK,
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(files.name("ops' second token").as_deref(), Some("ops"));
+    task.abort();
+}
