@@ -22,6 +22,7 @@ mod query;
 pub mod refusal;
 mod regions;
 mod serve;
+mod streams;
 mod watch;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -9,11 +9,9 @@
 //! | without a request under way, from the first byte on | [`IDLE`] | nginx `keepalive_timeout`, 75 s |
 //! | from a request's head to the end of its body | [`BODY`] | Envoy's advice for the edge, 30 s of body for what is small |
 //! | a write that the client takes nothing of | [`STALLED`] | nginx `send_timeout`, 60 s |
+//! | a stream of HTTP/2 that the client opens no window for | [`STALLED`] | the same |
 //!
-//! # What it does not do
-//! See through HTTP/2's own flow control: a stream that its client opens no window for holds its
-//! place for as long as the client answers pings. It holds no more than a mailbox, and watches are
-//! counted for each client.
+//! The last is the business of [`streams`](super::streams).
 
 use std::{
     error::Error,

@@ -4,7 +4,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, http::Request, response::Response};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
@@ -21,6 +21,7 @@ use super::{
     patience::{self, Activity, IDLE, Impatient},
     refusal::name_methods,
     router,
+    streams::{Streams, in_pieces},
 };
 use crate::{
     limits::Addresses,
@@ -151,10 +152,10 @@ impl Connection {
             let router = router.clone();
             async move {
                 let answer = answer(router, request).await?;
-                Ok::<_, Infallible>(answer.map(|body| under_way.until_end_of(body)))
+                Ok::<_, Infallible>(answer.map(|body| in_pieces(under_way.until_end_of(body))))
             }
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        let mut builder = auto::Builder::new(Streams);
         builder
             .http1()
             .timer(TokioTimer::new())

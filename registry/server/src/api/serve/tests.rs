@@ -35,7 +35,12 @@ fn router() -> Router {
         });
         Body::from_stream(beats)
     };
+    let flood = || async {
+        let flood = stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from(vec![b'x'; 40_000])));
+        Body::from_stream(flood)
+    };
     Router::new()
+        .route("/flood", get(flood))
         .route(
             "/v1",
             post(|_: Document<serde_json::Value>| async { StatusCode::NO_CONTENT }),
@@ -185,4 +190,83 @@ async fn a_connection_of_http_2_without_requests_is_ended_and_one_with_a_stream_
         assert_eq!(!task.is_finished(), keeps, "{path}");
         assert_eq!(!reading.is_finished(), keeps, "{path}");
     }
+}
+
+/// A client of HTTP/2 whose streams have a window of so many bytes, on a connection that has room
+/// for all of them.
+async fn with_windows(
+    bytes: u32,
+) -> (
+    hyper::client::conn::http2::SendRequest<Empty<Bytes>>,
+    tokio::task::JoinHandle<()>,
+) {
+    let (client, task) = connected(64 << 10);
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .initial_stream_window_size(bytes)
+        .initial_connection_window_size(16 << 20);
+    let made = builder.handshake(TokioIo::new(client)).await;
+    let (sender, connection) = made.expect("HTTP/2");
+    tokio::spawn(connection);
+    (sender, task)
+}
+
+async fn asked(
+    sender: &mut hyper::client::conn::http2::SendRequest<Empty<Bytes>>,
+    path: &str,
+) -> hyper::body::Incoming {
+    let request = Request::get(format!("http://x{path}")).body(Empty::<Bytes>::new());
+    let answer = sender.send_request(request.expect("valid")).await;
+    answer.expect("an answer").into_body()
+}
+
+/// What comes of a body until it ends or breaks, a frame each `pause`; whether it broke.
+async fn read(mut body: hyper::body::Incoming, pause: Duration) -> (usize, bool) {
+    let mut bytes = 0;
+    loop {
+        match http_body_util::BodyExt::frame(&mut body).await {
+            Some(Ok(frame)) => bytes += frame.data_ref().map_or(0, Bytes::len),
+            Some(Err(_)) => return (bytes, true),
+            None => return (bytes, false),
+        }
+        sleep(pause).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_http_2_whose_client_opens_no_window_is_ended_and_no_other() {
+    // A window that is full at once, and one that is full after many beats of a watch.
+    for (path, window, after) in [
+        ("/flood", 20_000, 62),
+        ("/large", 20_000, 62),
+        ("/watch", 300, 170),
+    ] {
+        let (mut sender, task) = with_windows(window).await;
+        let other = tokio::spawn(read(asked(&mut sender, "/watch").await, Duration::ZERO));
+        let body = asked(&mut sender, path).await;
+        // It reads nothing, and finds then that it has lost its place.
+        sleep(Duration::from_secs(after)).await;
+        let (bytes, is_broken) = read(body, Duration::ZERO).await;
+        assert!(is_broken, "{path}: {bytes} bytes");
+        assert!(bytes <= window as usize, "{path}: {bytes} bytes");
+        assert!(
+            !other.is_finished() && !task.is_finished(),
+            "{path}: the others go on"
+        );
+        let (whole, is_broken) = read(asked(&mut sender, "/large").await, Duration::ZERO).await;
+        assert_eq!((whole, is_broken), (1 << 20, false), "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_http_2_that_is_read_slowly_or_has_nothing_to_say_is_not_ended() {
+    let (mut sender, task) = with_windows(16 << 10).await;
+    // A piece every fifty seconds, to its end.
+    let slow = asked(&mut sender, "/large").await;
+    let slow = tokio::spawn(read(slow, Duration::from_secs(50)));
+    // A beat each second, within its window as it is read, for as long.
+    let watch = tokio::spawn(read(asked(&mut sender, "/watch").await, Duration::ZERO));
+    let (bytes, is_broken) = slow.await.expect("ends");
+    assert_eq!((bytes, is_broken), (1 << 20, false));
+    assert!(!watch.is_finished() && !task.is_finished());
 }
