@@ -1,6 +1,9 @@
 //! Eureka's paths, as they are found in the wild, and its answers, as each client can read them.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, atomic::Ordering},
+};
 
 use axum::{
     Router,
@@ -9,12 +12,12 @@ use axum::{
     response::Response,
     routing::any,
 };
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use selvedge_registry::{InstanceStatus, wire::MAX_BODY};
 use serde_json::Value;
 
 use super::{
-    Eureka,
+    Eureka, SEEDING,
     answer::{Wants, empty, text},
     asked::Asker,
     batch,
@@ -117,7 +120,10 @@ impl Call<'_> {
             return no_such_path("GET", path);
         }
         if !self.eureka.is_ready() {
-            return empty(StatusCode::FORBIDDEN);
+            return match path {
+                ["apps"] if self.headers.contains_key(SEEDING) => self.what_there_is().await,
+                _ => empty(StatusCode::FORBIDDEN),
+            };
         }
         let mut response = match path {
             ["apps"] => self.everybody(false).await,
@@ -136,6 +142,18 @@ impl Call<'_> {
                 .headers_mut()
                 .insert("x-selvedge-staleness", ms.into());
         }
+        response
+    }
+
+    /// For another one of us that waits for its peers as we do, and must not do so for ever.
+    async fn what_there_is(&self) -> Response {
+        if !self.eureka.shared.is_serving() {
+            return empty(StatusCode::FORBIDDEN);
+        }
+        let stuck = self.eureka.stuck.load(Ordering::Relaxed);
+        let mut response = self.everybody(false).await;
+        let seeding = HeaderValue::from_static(if stuck { "stuck" } else { "waiting" });
+        response.headers_mut().insert(SEEDING, seeding);
         response
     }
 

@@ -77,6 +77,9 @@ use crate::{catalogue::Catalogue, server::Shared};
 const DIALECT: &str = "eureka";
 /// Says that a peer has told the others.
 const REPLICA: &str = "x-netflix-discovery-replication";
+/// Asked with `ask`: by one of us that seeds. Answered with whether we do too, and whether all whom we
+/// wait for do.
+const SEEDING: &str = "x-selvedge-seeding";
 /// How Java says that there is no metadata.
 const EMPTY_MAP: &str = "java.util.Collections$EmptyMap";
 
@@ -91,6 +94,8 @@ pub struct Eureka {
     peers: Peers,
     /// A peer has said what it has, or none did in time, or there is none.
     seeded: AtomicBool,
+    /// Each peer has said that it waits for its peers as well.
+    stuck: AtomicBool,
     /// Where this process's versions begin.
     first_version: i64,
 }
@@ -109,6 +114,7 @@ impl Eureka {
             making: tokio::sync::Semaphore::new(1),
             peers: Peers::new(config),
             seeded: AtomicBool::new(config.peers.is_empty()),
+            stuck: AtomicBool::new(false),
             first_version: (seed >> 2) as i64,
             shared,
         })

@@ -41,6 +41,10 @@ use crate::catalogue::Key;
 
 /// How long changes are collected. Source: `maxBatchingDelay`, 500 ms.
 const COLLECT: Duration = Duration::from_millis(500);
+/// How often peers are asked for what they have. A guess: a restart takes seconds.
+const ASK: Duration = Duration::from_secs(1);
+/// The same while all of them wait as well.
+const ASK_STUCK: Duration = Duration::from_millis(200);
 /// Items of one batch. Source: `maxElementsInReplicationPool`'s batches of 250.
 const BATCH: usize = 250;
 /// The longest pause before a peer is tried again. A guess.
@@ -74,32 +78,53 @@ pub(crate) async fn run(eureka: &Arc<Eureka>) {
     tokio::join!(seed(eureka), futures_util::future::join_all(talks));
 }
 
-/// Takes what the first peer that answers has, so that nobody is shown an empty registry.
+/// Takes what the first peer that answers has, so that nobody is shown an empty registry. Where every
+/// peer is one of us and waits as we do, that would take until everybody's time is over: then what
+/// each of them has is all that there is.
 async fn seed(eureka: &Arc<Eureka>) {
     let deadline = tokio::time::Instant::now() + eureka.peers.seed_timeout;
     let mut serving = eureka.shared.serving();
     // The sender lives in `shared`.
     while !*serving.borrow_and_update() && serving.changed().await.is_ok() {}
-    let answered = tokio::time::timeout_at(deadline, async {
-        loop {
-            for peer in &eureka.peers.list {
-                match Link::new(peer).apps().await {
-                    Ok(document) => return (peer, document),
-                    Err(error) => {
-                        tracing::warn!(peer = %peer, error = %error, "fetch a eureka peer's registry failed");
-                    }
-                }
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+    if let Ok(answered) = tokio::time::timeout_at(deadline, ask(eureka)).await {
+        for (peer, document) in answered {
+            let taken = take_all(eureka, &document);
+            tracing::info!(peer = %peer, instances = taken, "took a eureka peer's registry");
         }
-    });
-    if let Ok((peer, document)) = answered.await {
-        let taken = take_all(eureka, &document);
-        tracing::info!(peer = %peer, instances = taken, "took a eureka peer's registry");
     } else {
         tracing::warn!("no eureka peer has said what it has: answering without");
     }
     eureka.seeded.store(true, Ordering::Relaxed);
+}
+
+/// What there is to be taken, and of whom.
+async fn ask(eureka: &Eureka) -> Vec<(&Peer, Value)> {
+    let list = &eureka.peers.list;
+    loop {
+        let mut waiting = Vec::new();
+        let mut all_stuck = eureka.stuck.load(Ordering::Relaxed);
+        for peer in list {
+            match Link::new(peer).apps().await {
+                Ok(apps) => {
+                    let Some(stuck) = apps.seeding else {
+                        return vec![(peer, apps.document)];
+                    };
+                    all_stuck &= stuck;
+                    waiting.push((peer, apps.document));
+                }
+                Err(error) => {
+                    tracing::warn!(peer = %peer, error = %error, "fetch a eureka peer's registry failed");
+                }
+            }
+        }
+        // Who is away may be one that does not wait.
+        let all_wait = waiting.len() == list.len();
+        if all_wait && all_stuck {
+            return waiting;
+        }
+        eureka.stuck.store(all_wait, Ordering::Relaxed);
+        tokio::time::sleep(if all_wait { ASK_STUCK } else { ASK }).await;
+    }
 }
 
 fn list_of(value: Option<&Value>) -> &[Value] {

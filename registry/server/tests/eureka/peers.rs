@@ -315,14 +315,13 @@ async fn e13_what_came_from_a_eureka_goes_to_no_other() {
 #[tokio::test]
 async fn two_clusters_that_name_each_other_hold_the_same_and_nothing_circles() {
     let (to_a, to_b) = (Doorway::new().await, Doorway::new().await);
-    let start = async |node: &str, other: &Doorway| {
-        let mut config = beside(node, &[other.url()]);
-        // Each waits for the other, and not for ever.
-        config.eureka.seed_timeout = "1s".parse().expect("unit");
-        start_with(&config).await
-    };
+    let start = async |node: &str, other: &Doorway| start_with(&beside(node, &[other.url()])).await;
     let (a, b) = (start("a", &to_b).await, start("b", &to_a).await);
     let (http_a, http_b) = (a.shared().http, b.shared().http);
+    // Each waits for the other, and finds that there is nothing to wait for.
+    register(http_a, "EARLY", "a:1", 100).await;
+    register(http_b, "EARLY", "b:1", 100).await;
+    let begun = tokio::time::Instant::now();
     to_a.leads_to(http_a);
     to_b.leads_to(http_b);
     for http in [http_a, http_b] {
@@ -330,6 +329,15 @@ async fn two_clusters_that_name_each_other_hold_the_same_and_nothing_circles() {
             get(http, "/eureka/apps").await.status == 200
         })
         .await;
+        let early = of(&fetch(http, "/eureka/apps/").await, "status");
+        assert_eq!(early.len(), 2, "{early:?}");
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "half of the time"
+    );
+    for id in ["a:1", "b:1"] {
+        delete(http_a, &format!("/eureka/apps/EARLY/{id}")).await;
     }
     for n in 0..20 {
         let http = if n % 2 == 0 { http_a } else { http_b };
@@ -365,6 +373,47 @@ async fn two_clusters_that_name_each_other_hold_the_same_and_nothing_circles() {
     })
     .await;
     assert_eq!(revisions(), before);
+}
+
+/// One that waits for us is no reason not to wait, if it waits for somebody else as well.
+#[tokio::test]
+async fn who_waits_for_one_of_us_that_waits_for_a_eureka_is_told_what_that_has() {
+    let (eureka, to_a, to_b) = (
+        StandIn::new().await,
+        Doorway::new().await,
+        Doorway::new().await,
+    );
+    eureka.told.lock().apps = None;
+    let a = start_with(&beside("a", &[to_b.url()])).await;
+    let b = start_with(&beside("b", &[eureka.url(), to_a.url()])).await;
+    let (http_a, http_b) = (a.shared().http, b.shared().http);
+    to_a.leads_to(http_a);
+    to_b.leads_to(http_b);
+    let asked = || {
+        eureka
+            .told
+            .lock()
+            .heads
+            .iter()
+            .filter(|head| head.starts_with("GET"))
+            .count()
+    };
+    eventually("b has asked three times", || async { asked() >= 3 }).await;
+    for http in [http_a, http_b] {
+        assert_eq!(get(http, "/eureka/apps").await.status, 403);
+    }
+    // Nobody but one of us is told what there is of it.
+    let replica = ask(http_a, "GET", "/eureka/apps", &[JSON, REPLICA], "").await;
+    assert_eq!(replica.status, 403);
+    eureka.says_it_has(&[spring("OLD", "there", 50)]);
+    for http in [http_a, http_b] {
+        eventually("it answers reads", || async {
+            get(http, "/eureka/apps").await.status == 200
+        })
+        .await;
+        let all = of(&fetch(http, "/eureka/apps").await, "status");
+        assert_eq!(all, [("OLD/there".to_owned(), "UP".to_owned())]);
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use base64::Engine as _;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use super::super::{
-    REPLICA,
+    REPLICA, SEEDING,
     batch::{self, Answer, Item},
 };
 
@@ -118,6 +118,13 @@ fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> LinkErr
     LinkError::Broken(error.into())
 }
 
+/// What a peer has.
+pub(crate) struct Apps {
+    pub(crate) document: Value,
+    /// It is one of us, and waits for its own peers; and whether each of those waits as well.
+    pub(crate) seeding: Option<bool>,
+}
+
 /// A connection that is opened when it is needed and kept.
 pub(crate) struct Link<'a> {
     peer: &'a Peer,
@@ -130,15 +137,19 @@ impl<'a> Link<'a> {
     }
 
     /// Everything that the peer has.
-    pub(crate) async fn apps(&mut self) -> Result<Value, LinkError> {
-        let body = self.call(Method::GET, "/apps/", Bytes::new()).await?;
-        serde_json::from_slice(&body).map_err(|error| LinkError::Unreadable(error.to_string()))
+    pub(crate) async fn apps(&mut self) -> Result<Apps, LinkError> {
+        let (headers, body) = self.call(Method::GET, "/apps/", Bytes::new()).await?;
+        let document = serde_json::from_slice(&body);
+        Ok(Apps {
+            document: document.map_err(|error| LinkError::Unreadable(error.to_string()))?,
+            seeding: headers.get(SEEDING).map(|word| word == "stuck"),
+        })
     }
 
     /// Tells the peer what has happened.
     pub(crate) async fn batch(&mut self, items: &[Item]) -> Result<Vec<Answer>, LinkError> {
         let body = Bytes::from(batch::write(items));
-        let answer = self
+        let (_, answer) = self
             .call(Method::POST, "/peerreplication/batch/", body)
             .await?;
         let answers = batch::read_answers(&answer).map_err(LinkError::Unreadable)?;
@@ -150,7 +161,12 @@ impl<'a> Link<'a> {
         Ok(answers)
     }
 
-    async fn call(&mut self, method: Method, path: &str, body: Bytes) -> Result<Bytes, LinkError> {
+    async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(HeaderMap, Bytes), LinkError> {
         let called = tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await;
         let result = called.unwrap_or(Err(LinkError::Silent(PATIENCE)));
         if result.is_err() {
@@ -164,14 +180,17 @@ impl<'a> Link<'a> {
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<Bytes, LinkError> {
+    ) -> Result<(HeaderMap, Bytes), LinkError> {
         let mut request = Request::builder()
-            .method(method)
+            .method(&method)
             .uri(format!("{}{path}", self.peer.path))
             .header(header::HOST, &self.peer.address)
             .header(header::ACCEPT, "application/json")
             .header("discoveryidentity-name", "DefaultServer")
             .header(REPLICA, "true");
+        if method == Method::GET {
+            request = request.header(SEEDING, "ask");
+        }
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -182,10 +201,11 @@ impl<'a> Link<'a> {
         let sender = self.sender().await?;
         let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_REGISTRY);
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, MAX_REGISTRY);
         let body = body.collect().await.map_err(LinkError::Broken)?.to_bytes();
         if status.is_success() {
-            Ok(body)
+            Ok((parts.headers, body))
         } else {
             Err(LinkError::Refused(status))
         }
