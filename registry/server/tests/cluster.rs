@@ -11,7 +11,11 @@ use selvedge_registry::{
     client::Discovery,
     wire::{InstanceRecord, MemberState},
 };
-use selvedge_registry_server::{RegistryServer, catalogue::Catalogue, server::Origin};
+use selvedge_registry_server::{
+    RegistryServer,
+    catalogue::{Catalogue, Record},
+    server::{Incoming, Origin},
+};
 
 use crate::support::{ask, client, cluster, eventually, instance, name, start};
 
@@ -261,6 +265,39 @@ async fn a_word_by_eureka_s_rules_leaves_the_lease_where_it_is() {
             let known = read(server).expect("registered");
             assert_eq!(known.owner, "n2", "nobody took the lease over for it");
         }
+    }
+}
+
+/// The server that is asked knows an old keeper, who knows the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_follows_a_lease_that_has_moved() {
+    let all = registered_with_the_second().await;
+    let id = "o1".parse().expect("id");
+    let record = |n: usize| {
+        let catalogue = all[n].shared().catalogue();
+        let record = catalogue.live_record(&name("orders"), &id).expect("known");
+        Record::clone(record)
+    };
+    // The third keeps it by now, as it and the second know, and the first will never hear of it.
+    let mut moved = record(1);
+    moved.stamp.hlc += 1;
+    moved.stamp.owner = "n3".into();
+    for server in [&all[1], &all[2]] {
+        let moved = Incoming::Instance(Box::new(moved.clone()));
+        server.shared().accept([moved]);
+    }
+    let owners = |n: usize| record(n).stamp.owner;
+    assert_eq!([0, 1, 2].map(owners), ["n2", "n3", "n3"].map(Into::into));
+    let patch = ("PATCH", "/v1/services/orders/instances/o1/metadata");
+    let answer = ask(&all[0], patch, r#"{"k":"v"}"#).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["owner"], "n3");
+    for server in &all {
+        eventually("all know it as it is", || async {
+            let known = o1(server).expect("registered");
+            known.owner == "n3" && known.metadata.contains_key("k")
+        })
+        .await;
     }
 }
 

@@ -63,3 +63,132 @@ pub(crate) fn turned(record: &mut InstanceRecord) {
         record.dialects.insert(DIALECT.to_owned(), extra.to_text());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use selvedge_registry::InstanceStatus::{Down, OutOfService, Starting, Unknown, Up};
+
+    use super::*;
+
+    /// An instance that says `reported` of itself, stamped 100.
+    fn said(reported: InstanceStatus, overridden: Option<InstanceStatus>) -> InstanceRecord {
+        let mut record: InstanceRecord = serde_json::from_value(serde_json::json!({
+            "id": "i1", "addr": "10.0.0.1:80", "status": "UP", "weight": 1, "protocol": "http1",
+            "ttl": "10s", "incarnation": 1,
+        }))
+        .expect("a record");
+        let mut extra = Extra::default();
+        (extra.dirty, extra.from_peer) = (100, true);
+        record.dialects.insert(DIALECT.to_owned(), extra.to_text());
+        (record.reported, record.overridden) = (reported, overridden);
+        record
+    }
+
+    #[test]
+    fn a_word_changes_what_it_is_about_and_no_more() {
+        let put = |status, dirty| StatusWord::Put { status, dirty };
+        let delete = |after, dirty| StatusWord::Delete { after, dirty };
+        for (name, before, word, overridden, reported, dirty) in [
+            (
+                "who is up says so still",
+                said(Up, None),
+                put(OutOfService, None),
+                Some(OutOfService),
+                Up,
+                100,
+            ),
+            (
+                "who is out as well",
+                said(OutOfService, None),
+                put(Down, None),
+                Some(Down),
+                OutOfService,
+                100,
+            ),
+            (
+                "who starts is what is said",
+                said(Starting, None),
+                put(Up, None),
+                Some(Up),
+                Up,
+                100,
+            ),
+            (
+                "who is down, too",
+                said(Down, Some(Up)),
+                put(OutOfService, None),
+                Some(OutOfService),
+                OutOfService,
+                100,
+            ),
+            (
+                "a later stamp is kept",
+                said(Up, None),
+                put(Down, Some(200)),
+                Some(Down),
+                Up,
+                200,
+            ),
+            (
+                "an earlier one is not",
+                said(Up, None),
+                put(Down, Some(50)),
+                Some(Down),
+                Up,
+                100,
+            ),
+            (
+                "no word any more",
+                said(Up, Some(Down)),
+                delete(Unknown, None),
+                None,
+                Unknown,
+                100,
+            ),
+            (
+                "and what shows then",
+                said(Down, Some(Down)),
+                delete(Up, Some(200)),
+                None,
+                Up,
+                200,
+            ),
+            (
+                "earlier than known",
+                said(Up, Some(Down)),
+                delete(Up, Some(50)),
+                None,
+                Up,
+                100,
+            ),
+        ] {
+            let mut record = before;
+            word.apply(&mut record);
+            assert_eq!(
+                (record.overridden, record.reported),
+                (overridden, reported),
+                "{name}"
+            );
+            let extra = Extra::of(&record).expect("kept");
+            assert_eq!((extra.dirty, extra.from_peer), (dirty, true), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_a_v1_instance_nothing_is_kept_beside_it() {
+        let mut record = said(Up, None);
+        record.dialects.clear();
+        let (status, dirty) = (Down, Some(200));
+        StatusWord::Put { status, dirty }.apply(&mut record);
+        turned(&mut record);
+        assert_eq!((record.overridden, record.dialects.len()), (Some(Down), 0));
+    }
+
+    #[test]
+    fn who_has_turned_to_us_is_ours() {
+        let mut record = said(Up, None);
+        turned(&mut record);
+        let extra = Extra::of(&record).expect("kept");
+        assert_eq!((extra.dirty, extra.from_peer), (100, false));
+    }
+}

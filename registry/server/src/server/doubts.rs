@@ -158,6 +158,7 @@ mod tests {
         doubts.clear([&key].into_iter(), at(200));
         assert!(doubts.may_end(&one, at(300)), "nobody has heard of it");
         assert!(!doubts.may_end(&one, at(400)), "and it ends once");
+        assert!(doubts.take(at(400)).is_empty(), "nothing is asked of it");
         // Renewed meanwhile, and over again: another end.
         let two = lease(8, 3);
         assert!(!doubts.may_end(&two, at(500)));
@@ -174,6 +175,32 @@ mod tests {
         assert!(!doubts.may_end(&two, at(3_400)));
         assert!(doubts.may_end(&two, at(3_500)), "one lease is enough");
         assert!(doubts.take(at(60_000)).is_empty() && doubts.open.lock().is_empty());
+    }
+
+    #[test]
+    fn a_word_is_of_what_was_asked_and_who_was_heard_elsewhere_is_asked_about_anew() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let doubts = Doubts::default();
+        let (one, two) = (lease(7, 3), lease(8, 3));
+        let key = [&one.key];
+        assert!(!doubts.may_end(&one, at(0)));
+        assert_eq!(doubts.take(at(0)).len(), 1);
+        // Renewed while the others were asked, and over again: their word is of the end before.
+        assert!(!doubts.may_end(&two, at(100)));
+        doubts.clear(key.into_iter(), at(200));
+        assert!(!doubts.may_end(&two, at(300)), "nobody was asked about it");
+        assert_eq!(doubts.take(at(300)).len(), 1);
+        doubts.clear(key.into_iter(), at(400));
+        // Somebody has heard of it all the same.
+        doubts.forget(&one.key);
+        assert!(!doubts.may_end(&two, at(500)), "that word is forgotten");
+        assert_eq!(doubts.take(at(500)).len(), 1);
+        // An answer about what nobody doubts is none.
+        doubts.forget(&one.key);
+        doubts.clear(key.into_iter(), at(600));
+        doubts.ask_again(key.into_iter());
+        assert!(doubts.take(at(600)).is_empty());
     }
 
     #[test]
