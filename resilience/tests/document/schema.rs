@@ -235,7 +235,7 @@ const CASES: &[(&str, Verdict)] = &[
         Bad,
     ),
     ("concurrency = { min = 0 }", Bad),
-    ("concurrency = { min = 300 }", BadByValue),
+    ("concurrency = { min = 300, max = 250 }", BadByValue),
     (
         "concurrency = { partitions = { live = \"90%\", batch = \"10%\" }, partition_by = { header = \"x-class\" } }",
         Good,
