@@ -18,6 +18,9 @@
 //! subscriber. A transition from a state to itself is no event. While all who listen want
 //! [changes](Events::subscribe_to_changes) only, a refused call costs one load more than without.
 //!
+//! With the feature `tracing`, `Subscription::trace` writes what was heard as events of that crate,
+//! with fields that keep their names.
+//!
 //! # What it does not do
 //! It wakes nobody: a subscriber asks, from a timer of its own. (A waker called from inside a core
 //! would be a stranger's code again.) An ejection is told by the call that made it, after it made
@@ -30,6 +33,8 @@
 //! reads the clock for each event whether anybody listens or not.
 
 mod kind;
+#[cfg(feature = "tracing")]
+pub mod trace;
 
 use std::{
     collections::VecDeque,

@@ -132,6 +132,24 @@ impl EventKind {
         }
     }
 
+    /// Whether calls are worse off than before.
+    pub fn is_trouble(&self) -> bool {
+        match self {
+            Self::Transition { to, .. } => matches!(to, State::Open | State::ForcedOpen),
+            Self::Checked { passed } => !passed,
+            Self::Panic { begun, .. } => *begun,
+            Self::Exceeded { .. }
+            | Self::Ejected { .. }
+            | Self::RefusalsBegan { .. }
+            | Self::LimitFell { .. } => true,
+            Self::Rejected { .. }
+            | Self::Reconfigured { .. }
+            | Self::Returned { .. }
+            | Self::RefusalsEnded { .. }
+            | Self::LimitSettled { .. } => false,
+        }
+    }
+
     /// Whether it changed something for the calls that follow; a single refusal did not.
     pub fn is_change(&self) -> bool {
         !matches!(self, Self::Rejected { .. })

@@ -240,6 +240,10 @@ pub(crate) fn has_few_lines_of_many_events(log: &str) {
     // Ten a minute; that many events take a few seconds.
     let n = transitions.count();
     assert!((10..=30).contains(&n), "{n} lines: {log}");
+    let opened = |line: &&Value| of(line, "from") == Some("closed".into());
+    let opened = lines.iter().find(opened).expect("it opened");
+    assert_eq!(of(opened, "to"), Some("open".into()), "{opened}");
+    assert!(of(opened, "cause").is_some(), "{opened}");
     let first = &lines[0];
     for (field, want) in [
         ("side", "client"),

@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use selvedge_resilience::events::{Event, EventKind};
+use selvedge_resilience::events::{Event, EventKind, trace::Owner};
 
-use super::{Origin, record::is_trouble};
+use super::Origin;
 
 /// Lines of one kind in [`WINDOW`]. A guess: who reads them has understood by then.
 const BURST: u32 = 10;
@@ -96,27 +96,11 @@ impl Lines {
 }
 
 fn write(origin: Origin, event: &Event) {
-    macro_rules! line {
-        ($level:ident) => {
-            tracing::$level!(
-                side = origin.side(),
-                service = origin.service(&event.name),
-                listener = origin.listener(&event.name),
-                policy = event.policy.as_str(),
-                kind = event.kind.as_str(),
-                "server.address" = event.endpoint.as_deref(),
-                event = %event.kind,
-                "policy event"
-            )
-        };
-    }
-    if is_trouble(&event.kind) {
-        line!(warn);
-    } else if matches!(event.kind, EventKind::Reconfigured { .. }) {
-        line!(debug);
-    } else {
-        line!(info);
-    }
+    event.trace_of(Owner {
+        side: Some(origin.side()),
+        service: origin.service(&event.name),
+        listener: origin.listener(&event.name),
+    });
 }
 
 #[cfg(test)]

@@ -6,10 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use selvedge_resilience::{
-    breaker::State,
-    events::{Event, EventKind},
-};
+use selvedge_resilience::events::{Event, EventKind};
 use serde_json::{Map, Value};
 
 use super::Origin;
@@ -129,20 +126,6 @@ fn details(kind: &EventKind, put: &mut impl FnMut(&str, Value)) {
         }
         // Newer than this code: its name and its words are there.
         _ => {}
-    }
-}
-
-/// Whether calls are worse off than before.
-pub(super) fn is_trouble(kind: &EventKind) -> bool {
-    match kind {
-        EventKind::Transition { to, .. } => matches!(to, State::Open | State::ForcedOpen),
-        EventKind::Checked { passed } => !passed,
-        EventKind::Panic { begun, .. } => *begun,
-        EventKind::Exceeded { .. }
-        | EventKind::Ejected { .. }
-        | EventKind::RefusalsBegan { .. }
-        | EventKind::LimitFell { .. } => true,
-        _ => false,
     }
 }
 
