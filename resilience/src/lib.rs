@@ -257,6 +257,9 @@
 //! being called: shed → reject expired → rate limit → bulkhead → adaptive limit → handler
 //! ```
 //!
+//! A [`layer::Stack`] and an [`InboundLayer`] are in this order. For those who put single layers on
+//! each other, [`layer`] has the table of what goes wrong otherwise. Why:
+//!
 //! - Retry *outside* the breaker: every try counts, and an open circuit ends the retries at once.
 //!   The other way round, a breaker sees three failures as one and opens three times too late.
 //! - The per-try timeout *inside* the breaker: otherwise a hang is a cancellation, and the circuit
@@ -312,6 +315,8 @@
 //!
 //! # Features
 //! - `tower` (default): the module [`layer`].
+//! - `tracing`: what policies do as events of `tracing`, with fields that keep their names; see
+//!   [`events`].
 //! - `schema`: JSON Schema of [`TrafficPolicy`], as `TrafficPolicy::json_schema_text()` prints it.
 //!
 //! # What it costs

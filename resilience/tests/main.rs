@@ -10,6 +10,7 @@ mod cases;
 mod clock;
 mod document;
 mod interrupted;
+mod orders;
 mod peers;
 mod stack;
 mod surface;

@@ -19,6 +19,24 @@
 //! | [`Stack`] | all of them towards one destination, in the order that works |
 //! | [`ServiceTransport`], [`ByEndpoint`] | any client as what a stack sends by |
 //!
+//! # By hand: orders that are wrong
+//! A [`Stack`] has its order, and so has an [`InboundLayer`]: neither can be put together wrongly.
+//! Whoever puts single layers on each other with tower's `ServiceBuilder` (the first is the
+//! outermost) can, and no type says so:
+//!
+//! | outside | inside | what comes of it |
+//! |---|---|---|
+//! | breaker | retry | of three failures it sees one: it opens three times too late, and no open circuit ends the tries |
+//! | per-try timeout | breaker | a hang is a cancellation: the circuit never hears of it |
+//! | retry | total deadline | each try has a deadline, and the call, with the waits between its tries, has none |
+//! | bulkhead, limit | retry | who waits for the next try holds a slot and does nothing with it |
+//! | rate limit | queue, bulkhead | what is refused further in has been charged for |
+//! | retry | fallback | the worse answer comes at once, where another try might have had the good one |
+//! | retry | coalescing | those who wait for another's call pay for tries that nobody makes |
+//! | faults | what they are to test | it never sees them |
+//! | whatever queues | expired-deadline check | what expires in the queue is begun; check behind it, too |
+//! | anything costly | shedding | the work is done by then, and it was the point to save it |
+//!
 //! # What all of them hold to
 //! - Permits are taken in `call`, never in `poll_ready`: an idle clone that was polled ready must
 //!   not hold a slot that a busy one waits for (tower's `ConcurrencyLimit` under `Balance`).
