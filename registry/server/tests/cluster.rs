@@ -13,11 +13,11 @@ use selvedge_registry::{
 };
 use selvedge_registry_server::{
     RegistryServer,
-    catalogue::{Catalogue, Record},
+    catalogue::{Body, Catalogue, Record},
     server::{Incoming, Origin},
 };
 
-use crate::support::{ask, client, cluster, eventually, instance, name, start};
+use crate::support::{ask, client, cluster, config, eventually, instance, name, start, start_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registration_is_seen_by_every_server_and_every_watcher() {
@@ -299,6 +299,141 @@ async fn a_change_follows_a_lease_that_has_moved() {
         })
         .await;
     }
+}
+
+/// What is known here is later than that: nothing is said, and a server that reads it twice does not
+/// write twice.
+#[tokio::test]
+async fn an_eviction_that_is_older_than_what_is_known_is_not_contradicted() {
+    let server = start("n1", &[]).await;
+    eventually("serves", || async { server.shared().is_serving() }).await;
+    let body = r#"{"addr":"10.0.0.7:80","ttl":"1h"}"#;
+    assert_eq!(ask(&server, ("PUT", O1), body).await.status, 200);
+    let id = "o1".parse().expect("id");
+    let record = || {
+        let catalogue = server.shared().catalogue();
+        let record = catalogue.live_record(&name("orders"), &id).expect("known");
+        Record::clone(record)
+    };
+    let reasserted = || {
+        let counters = &server.shared().counters;
+        counters
+            .reasserted
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let known = record();
+    let evicted = |hlc: u64| {
+        let mut evicted = known.clone();
+        (evicted.stamp.hlc, evicted.stamp.owner) = (hlc, "n2".into());
+        evicted.body = Body::Evicted { overridden: None };
+        server
+            .shared()
+            .accept([Incoming::Instance(Box::new(evicted))]);
+    };
+    evicted(known.stamp.hlc - 1);
+    assert_eq!((record().stamp, reasserted()), (known.stamp.clone(), 0));
+    // A later one is, also by a clock that is not believed: the lease is good.
+    let later = known.stamp.hlc + (3_600_000 << 16);
+    evicted(later);
+    assert!(record().stamp.hlc > later);
+    assert_eq!(reasserted(), 1);
+}
+
+/// What this server writes after it has heard of something is later than that, on any instance; a
+/// clock that is wrong by more than a minute drags nobody along.
+#[tokio::test]
+async fn what_is_written_after_something_was_heard_is_later() {
+    let server = start("n1", &[]).await;
+    eventually("serves", || async { server.shared().is_serving() }).await;
+    let body = r#"{"addr":"10.0.0.7:80","ttl":"1h"}"#;
+    let written = async |id: &str| {
+        let path = format!("/v1/services/orders/instances/{id}");
+        assert_eq!(ask(&server, ("PUT", &path), body).await.status, 200);
+        let catalogue = server.shared().catalogue();
+        let id = id.parse().expect("id");
+        let record = catalogue.live_record(&name("orders"), &id).expect("known");
+        Record::clone(record)
+    };
+    let first = written("o1").await;
+    let heard = |id: &str, ahead_ms: u64| {
+        let mut other = first.clone();
+        other.id = id.parse().expect("id");
+        other.stamp.hlc += ahead_ms << 16;
+        other.stamp.owner = "n2".into();
+        let hlc = other.stamp.hlc;
+        server
+            .shared()
+            .accept([Incoming::Instance(Box::new(other))]);
+        hlc
+    };
+    let half_a_minute = heard("o2", 30_000);
+    assert!(written("o3").await.stamp.hlc > half_a_minute);
+    let an_hour = heard("o4", 3_600_000);
+    assert!(written("o5").await.stamp.hlc < an_hour);
+}
+
+/// A lease that is handed over is of one life: of another there is nothing to take.
+#[tokio::test]
+async fn a_lease_of_another_life_is_not_taken_over() {
+    let all = registered_with_the_second().await;
+    let life = o1(&all[0]).expect("known").incarnation;
+    for (life, taken, owner) in [(life + 1, "[]", "n2"), (life, "[0]", "n1")] {
+        let question = format!(r#"{{"from":"n2","leases":[[["orders","o1",{life}],60000]]}}"#);
+        let answer = ask(&all[0], ("POST", "/v1/replicate/handoff"), &question).await;
+        assert_eq!(answer.json()["taken"].to_string(), taken, "{answer:?}");
+        assert_eq!(o1(&all[0]).expect("known").owner, owner);
+    }
+}
+
+/// Somebody has to keep the time of an instance whose server is gone when it is heard of.
+#[tokio::test]
+async fn an_instance_of_a_server_that_is_gone_has_one_lease_to_be_heard_of() {
+    let server = start("n1", &[]).await;
+    eventually("serves", || async { server.shared().is_serving() }).await;
+    let body = r#"{"addr":"10.0.0.7:80","ttl":"1s"}"#;
+    assert_eq!(ask(&server, ("PUT", O1), body).await.status, 200);
+    let id = "o1".parse().expect("id");
+    let catalogue = server.shared().catalogue();
+    let record = catalogue.live_record(&name("orders"), &id).expect("known");
+    let mut other = Record::clone(record);
+    other.id = "o2".parse().expect("id");
+    other.stamp.owner = "n2".into();
+    server
+        .shared()
+        .accept([Incoming::Instance(Box::new(other))]);
+    let known = || server.shared().catalogue().len();
+    assert_eq!(known(), 2);
+    eventually("both are over", || async { known() == 0 }).await;
+}
+
+/// Who was cut off has not heard the renewals that went elsewhere: it judges nobody until they come
+/// here again.
+#[tokio::test]
+async fn who_was_isolated_settles_before_it_judges() {
+    let mut config = config("n1", &[]);
+    config.leases.settle = "1500ms".parse().expect("unit");
+    let server = start_with(&config).await;
+    eventually("serves", || async { server.shared().is_serving() }).await;
+    let body = r#"{"addr":"10.0.0.7:80","ttl":"1s"}"#;
+    assert_eq!(ask(&server, ("PUT", O1), body).await.status, 200);
+    let judged = |active: bool, why: &'static str| {
+        let server = &server;
+        move || async move {
+            let judged = server.shared().self_preservation();
+            judged.active == active && judged.reason.contains(why)
+        }
+    };
+    server.shared().set_isolated(true);
+    eventually("it judges nobody", judged(true, "")).await;
+    let heard_again = tokio::time::Instant::now();
+    server.shared().set_isolated(false);
+    eventually("nor yet", judged(true, "was isolated")).await;
+    eventually("and then it does", judged(false, "")).await;
+    assert!(heard_again.elapsed() >= Duration::from_millis(1_500));
+    eventually("whose lease is over is gone", || async {
+        o1(&server).is_none()
+    })
+    .await;
 }
 
 /// As `statusUpdate` of Eureka's servers does.

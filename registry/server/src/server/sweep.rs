@@ -312,3 +312,6 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
