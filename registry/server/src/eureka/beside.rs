@@ -60,11 +60,21 @@ impl Shared {
             return apply();
         }
         let heard = |state| Heard { at: now(), state };
+        let before = self.state_of(&key);
         // Before the change can be seen, or it could be sent back before it is marked.
-        self.beside.heard.lock().insert(key.clone(), heard(None));
+        let known = self.beside.heard.lock().insert(key.clone(), heard(None));
         let done = apply();
         let state = self.state_of(&key);
-        self.beside.heard.lock().insert(key, heard(Some(state)));
+        let mut all = self.beside.heard.lock();
+        // It may have said nothing new, as with a heartbeat: a change of ours is still to be told.
+        match known {
+            // Something else is being applied, which says what it came to.
+            Some(Heard { state: None, .. }) if state == before => {}
+            Some(known) if state == before => drop(all.insert(key, known)),
+            None if state == before => drop(all.remove(&key)),
+            _ => drop(all.insert(key, heard(Some(state)))),
+        }
+        drop(all);
         done
     }
 

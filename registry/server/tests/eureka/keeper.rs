@@ -190,3 +190,24 @@ async fn what_a_eureka_says_to_another_server_of_ours_is_not_told_it_again() {
         .is_told("h:1", &["StatusUpdate OUT_OF_SERVICE"])
         .await;
 }
+
+/// A peer's heartbeat says that an instance lives, not that the peer knows what we have just done.
+#[tokio::test]
+async fn a_heartbeat_of_a_eureka_does_not_hide_a_change_of_ours_from_it() {
+    let eureka = StandIn::new().await;
+    let server = start_with(&beside("a", &[eureka.url()])).await;
+    eventually("it serves", || async { server.shared().is_serving() }).await;
+    let to = server.shared().http;
+    let body = spring("FOO", "h:1", 100).to_string();
+    let answer = ask(to, "POST", "/eureka/apps/FOO", &[JSON, REPLICA], body).await;
+    assert_eq!(answer.status, 204);
+    for word in ["DOWN", "OUT_OF_SERVICE"] {
+        super::put(to, &format!("/eureka/apps/FOO/h:1/status?value={word}")).await;
+        // Before the next batch goes out.
+        let path = "/eureka/apps/FOO/h:1";
+        let beat = ask(to, "PUT", path, &[JSON, REPLICA], "").await;
+        assert_eq!(beat.status, 200);
+        let told = format!("StatusUpdate {word}");
+        eureka.is_told("h:1", &[&told]).await;
+    }
+}
