@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use selvedge_registry_server::catalogue::Catalogue;
 
 use super::{BEAT, Cluster, Fleet, LEASE, Removals, key, text, texts, until};
+use crate::support::name;
 
 /// C1.
 #[tokio::test(flavor = "multi_thread")]
@@ -200,4 +201,38 @@ async fn a_silent_zone_is_kept_and_in_the_end_let_go() {
     let took = start.elapsed();
     let least = LEASE + Duration::from_secs(3 + 3);
     assert!(took >= least, "no landslide: {took:?}");
+}
+
+/// A zone stays frozen as one after the other falls silent: those that have been silent for so long
+/// that nobody expects them any more go all the same, but for the last instance of a service.
+#[tokio::test(start_paused = true)]
+async fn of_a_frozen_zone_the_long_silent_go_and_the_last_of_a_service_stays() {
+    let cluster = Cluster::start(1, |config| {
+        config.leases.rebase_after = "3s".parse().expect("unit");
+    })
+    .await;
+    let shared = cluster.shared(0);
+    let fleet = Fleet::start(&cluster, 80);
+    let (service, id) = (name("only"), key(0).1);
+    let origin = selvedge_registry_server::server::Origin::v1();
+    let only = shared.register(service.clone(), id.clone(), super::request(0), origin);
+    only.expect("registers");
+    until("all are there", || shared.leases() == 81).await;
+    let start = tokio::time::Instant::now();
+    let wave = |from: usize| (from..from + 10).map(|n| n * 2);
+    wave(0).for_each(|n| fleet.crash(n));
+    tokio::time::sleep_until(start + Duration::from_secs(3)).await;
+    wave(10).for_each(|n| fleet.crash(n));
+    // The first are written off at five seconds, the second at eight.
+    tokio::time::sleep_until(start + Duration::from_secs(7)).await;
+    let there = super::ids(shared);
+    let of = |from| wave(from).filter(|n| there.contains(&text(*n))).count();
+    assert_eq!((of(0), of(10)), (0, 10));
+    let preservation = shared.self_preservation();
+    let frozen = preservation.zones.iter().filter(|zone| zone.active);
+    assert_eq!(frozen.map(|zone| &*zone.zone).collect::<Vec<_>>(), ["even"]);
+    let is_there = || shared.read(|c| c.live(&service, &id)).is_some();
+    assert!(is_there(), "the last of its service");
+    until("it goes with the second", || !is_there()).await;
+    cluster.converges_to(&fleet.alive()).await;
 }
