@@ -79,11 +79,11 @@ async fn clients_that_take_every_connection_leave_the_server_what_it_needs() {
     let asked = Command::new("dig")
         .args(["+tcp", "+time=2", "+tries=1", "-p", port])
         .arg(format!("@{ip}"))
-        .args(["selvedge", "SOA", "+short"])
+        .args(["mesh", "SOA", "+short"])
         .output();
     let asked = asked.await.expect("dig runs");
     let said = String::from_utf8_lossy(&asked.stdout);
-    assert!(said.contains("ns.selvedge."), "{said}");
+    assert!(said.contains("ns.mesh."), "{said}");
     // They go, and everybody is served again.
     drop(held);
     eventually("it answers", || async {
